@@ -1,0 +1,75 @@
+"""Guards: observers that say when to stop, and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from selfimprove.errors import ConfigError
+from selfimprove.hooks import hookimpl
+from selfimprove.ledger import UNITS
+from selfimprove.records import Lineage
+from selfimprove.run import Run
+
+
+@dataclass
+class Rounds:
+    """Stop after this many rounds."""
+
+    rounds: int = 2
+
+    @hookimpl
+    def should_stop(self, lineage: Lineage) -> str | None:
+        return f"all {self.rounds} rounds are done" if len(lineage) >= self.rounds else None
+
+
+class Budget:
+    """Stop before the round after the budget is spent, in any units of the ledger: ``Budget(flops=1e15, labels=500)``."""
+
+    def __init__(self, **limits: float) -> None:
+        unknown = sorted(set(limits) - set(UNITS))
+        if unknown or not limits:
+            raise ConfigError(f"a budget wants limits in {', '.join(UNITS)}; got {', '.join(unknown) or 'none'}")
+        self.limits = limits
+
+    @hookimpl
+    def should_stop(self, run: Run) -> str | None:
+        for unit, limit in self.limits.items():
+            if run.ledger.totals[unit] >= limit:
+                return f"the budget of {limit:g} {unit} is spent ({run.ledger.totals[unit]:g})"
+        return None
+
+
+@dataclass
+class Plateau:
+    """Stop when the best score has not risen by `margin` for `patience` rounds."""
+
+    patience: int = 3
+    margin: float = 0.0
+
+    needs_scores = True
+
+    @hookimpl
+    def should_stop(self, lineage: Lineage) -> str | None:
+        if len(lineage) <= self.patience:
+            return None
+        tops = [[s for _, e in lineage.round(i).scores if (s := e.score) is not None] for i in range(len(lineage))]
+        early = [s for scores in tops[: -self.patience] for s in scores]
+        late = [s for scores in tops[-self.patience :] for s in scores]
+        if early and late and max(late) <= max(early) + self.margin:
+            return f"no score rose by more than {self.margin:g} in {self.patience} rounds"
+        return None
+
+
+class NonFinite:
+    """Stop after a round that measured a value that is not a finite number."""
+
+    @hookimpl
+    def should_stop(self, lineage: Lineage) -> str | None:
+        if not len(lineage):
+            return None
+        last = lineage.round(-1)
+        measured = [e.score for e in (*last.rewards, *(e for _, e in last.scores)) if e.score is not None]
+        if any(not math.isfinite(s) for s in measured):
+            return f"round {len(lineage)} measured a value that is not finite; lower the learning rate, or look at its trials with `show`"
+        return None

@@ -1,0 +1,98 @@
+"""The journal: one line of JSON per round, from which a lineage is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfimprove import records
+from selfimprove.errors import ResumeError
+from selfimprove.hooks import hookimpl
+from selfimprove.identity import canonical
+from selfimprove.ledger import Ledger
+from selfimprove.records import Candidate, Lineage
+from selfimprove.run import Run
+from selfimprove.storage import append_line, read_lines
+
+SCHEMA = 1
+"""The version that is written. `MIGRATIONS[n]` turns a line of version n into one of version n + 1."""
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+_TIMED = "ledger"  # the field that holds seconds, so no digest covers it
+
+
+class Journal:
+    """The observer that writes the journal. Registered first among the observers, so a round is durable before anyone hears of it."""
+
+    def __init__(self) -> None:
+        self._paid: set[str] = set()
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        self._paid = set(run.ledger.labelled)
+
+    @hookimpl(tryfirst=True)
+    def round_finished(self, lineage: Lineage, run: Run) -> None:
+        run.ledger.tick()
+        new_labels = sorted(run.ledger.labelled - self._paid)
+        self._paid |= set(new_labels)
+        write_line(
+            run.folder / "journal.jsonl",
+            {"round": records.encode_round(lineage.round(-1)), "labelled": new_labels, _TIMED: run.ledger.snapshot()},
+        )
+
+
+def write_root(path: Path, root: Candidate, ledger: Ledger) -> None:
+    """The first line: the candidate that the run starts from, and what preparing it cost."""
+    write_line(path, {"root": records.encode_candidate(root), "labelled": sorted(ledger.labelled), _TIMED: ledger.snapshot()})
+
+
+def write_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line, with the schema version. The first line of a journal holds the root instead of a round."""
+    append_line(path, json.dumps({"schema": SCHEMA, **line}, ensure_ascii=False, separators=(",", ":")))
+
+
+def read(path: Path) -> tuple[Lineage, dict[str, Any], set[str]]:
+    """The lineage, the last ledger snapshot ({} while there is none) and the ids of the labels paid for.
+
+    Raises: ResumeError, for a journal that is empty, foreign or of an unknown version.
+    """
+    lineage: Lineage | None = None
+    ledger: dict[str, Any] = {}
+    labelled: set[str] = set()
+    for number, text in enumerate(read_lines(path), 1):
+        try:
+            line = _migrated(json.loads(text))
+            if lineage is None:
+                lineage = Lineage(records.decode_candidate(line["root"]))
+            else:
+                lineage = lineage + records.decode_round(line["round"])
+            ledger = line.get(_TIMED, ledger)
+            labelled.update(line.get("labelled", ()))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ResumeError(f"{path}, line {number} is not a journal line ({type(e).__name__}: {e}); restore it from a copy") from e
+    if lineage is None:
+        raise ResumeError(f"{path} holds no run; start one with `selfimprove run`")
+    return lineage, ledger, labelled
+
+
+def lineage_digest(path: Path) -> str:
+    """The digest of everything that happened in a run, seconds excluded: equal runs have equal digests."""
+    whole = hashlib.sha256()
+    for text in read_lines(path):
+        line = json.loads(text)
+        ledger = line.pop(_TIMED, {})
+        line["spent"] = {k: v for k, v in ledger.get("totals", {}).items() if k != "seconds"}
+        whole.update(canonical(line).encode() + b"\n")
+    return whole.hexdigest()[:32]
+
+
+def _migrated(line: dict[str, Any]) -> dict[str, Any]:
+    while (version := line.get("schema")) != SCHEMA:
+        if version not in MIGRATIONS:
+            raise ResumeError(f"journal of schema version {version}; this package writes {SCHEMA} and reads {sorted([*MIGRATIONS, SCHEMA])}")
+        line = {**MIGRATIONS[version](line), "schema": version + 1}
+    return line

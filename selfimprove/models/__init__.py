@@ -1,0 +1,6 @@
+"""The model layer: generate, score, train and open, in batches, memoised on disk and charged to the ledger."""
+
+from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train, Trained
+from selfimprove.models.layer import Engine, Models
+
+__all__ = ["Completion", "Document", "Engine", "Generate", "Likelihood", "Lora", "Models", "Score", "Train", "Trained"]

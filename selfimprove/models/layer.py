@@ -1,0 +1,238 @@
+"""`run.models`: cuts calls into tiles, remembers every finished tile on disk, charges, and forgets content by rule.
+
+A *tile* is a group of requests of a shape that the configuration alone decides. Its digest covers the call, the
+requests and the engine, so that a resumed run finds the tiles it had finished. A tile's metadata (texts, numbers,
+charges) is kept; the weights that a train tile made are pruned by the retention rule and trained again if they are
+ever wanted again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from selfimprove.errors import ConfigError, StorageError
+from selfimprove.identity import digest
+from selfimprove.ledger import Ledger
+from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train, Trained
+from selfimprove.records import Part
+from selfimprove.storage import append_line, read_lines, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Request = TypeVar("Request", Generate, Score, Train)
+Adapter = Mapping[str, "Tensor"]
+"""LoRA weights by PEFT's names: ``base_model.model.<module>.lora_A.weight`` (rank, in) and ``…lora_B.weight`` (out, rank)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layered:
+    """The content of a policy: adapters merged into the weights, oldest first, and at most one live on top."""
+
+    merged: tuple[str, ...] = ()
+    live: str | None = None
+
+
+class Weights(Protocol):
+    """How an engine gets at the adapters that a tile names."""
+
+    def layered(self, policy: Part) -> Layered: ...
+    def adapter(self, name: str) -> tuple[Adapter, Lora]: ...
+
+
+class Engine(Protocol):
+    """What computes. Every method takes one tile and returns results in its order, and what they cost by ledger unit."""
+
+    name: str
+
+    @property
+    def root(self) -> Part:
+        """The model as it was loaded; its digest covers the weights."""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """Everything about the engine that may change a number: part of every tile's digest."""
+
+    def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
+        """Positions of the requests, cut into tiles."""
+
+    def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]: ...
+    def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]: ...
+    def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        """For each request the adapter, the trained tokens and the last loss."""
+
+    def open(self, policy: Part, weights: Weights) -> contextlib.AbstractContextManager[Any]:
+        """The policy as a transformers model, for as long as the context lasts."""
+
+
+class Models:
+    """The model layer of one run.
+
+    Args:
+        engine: what computes.
+        folder: where tiles and the index of parts are kept.
+        ledger: what is charged. Charges do not depend on whether a tile was cached.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, ledger: Ledger) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.ledger = ledger
+        self.notify: Callable[[int, int], None] = lambda done, total: None
+        self._made: dict[str, tuple[str, int]] = {}  # part digest -> (train tile, row)
+        self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters
+        self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
+        for line in read_lines(folder / "parts.jsonl"):
+            tile, parts = json.loads(line)
+            self._made.update({p: (tile, i) for i, p in enumerate(parts)})
+        self._fresh = [p.stem for p in sorted(folder.glob("tiles/*/*.safetensors"))]
+
+    @property
+    def root(self) -> Part:
+        """The untouched model."""
+        return self.engine.root
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        """One completion per request, in order. Charges generated tokens and FLOPs."""
+        return self._run("generate", requests, self.engine.generate, Completion)
+
+    def score(self, requests: Sequence[Score]) -> list[Likelihood]:
+        """One likelihood per request, in order. Charges scored tokens and FLOPs."""
+        return self._run("score", requests, self.engine.score, Likelihood)
+
+    def train(self, requests: Sequence[Train]) -> list[Trained]:
+        """One trained policy per request, in order. Charges trained tokens and FLOPs."""
+        for i, r in enumerate(requests):
+            if not r.documents:
+                raise ConfigError(f"train request {i} has no documents; leave out what there is nothing to train on")
+        return self._run("train", requests, self._train_tile, Trained)
+
+    def open(self, policy: Part) -> contextlib.AbstractContextManager[Any]:
+        """The policy as a transformers model while the context lasts. What runs inside is not memoised."""
+        return self.engine.open(policy, self)
+
+    # ---- content of parts ----
+
+    def layered(self, policy: Part) -> Layered:
+        """Which adapters make up a policy. Raises: StorageError for a part this run did not make."""
+        if policy.digest == self.root.digest:
+            return Layered()
+        if policy.digest not in self._made:
+            raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
+        tile, row = self._made[policy.digest]
+        request = self._request(tile, row)
+        below = self.layered(request.policy)
+        if below.live is not None:
+            raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
+        if request.lora.merge:
+            return Layered((*below.merged, policy.digest))
+        return Layered(below.merged, policy.digest)
+
+    def adapter(self, name: str) -> tuple[Adapter, Lora]:
+        """The weights of the adapter that made a policy; trained again where they were pruned."""
+        tile, row = self._made[name]
+        lora = self._request(tile, row).lora
+        if tile not in self._cache:
+            path = self._path(tile, "safetensors")
+            if not path.exists():
+                self._write_weights(tile, [a for a, _, _ in self.engine.train(self._requests(tile), self)[0]])
+            self._cache[tile] = _unpack(load_tensors(path.read_bytes()))
+        return self._cache[tile][row], lora
+
+    def retain(self, keep: Iterable[Part]) -> None:
+        """Prune the weights of all train tiles but those that these policies need."""
+        wanted: set[str] = set()
+        for part in keep:
+            layered = self.layered(part)
+            wanted.update(self._made[a][0] for a in (*layered.merged, *([layered.live] if layered.live else [])))
+        for tile in self._fresh:
+            if tile not in wanted:
+                self._path(tile, "safetensors").unlink(missing_ok=True)
+                self._cache.pop(tile, None)
+        self._fresh = [t for t in self._fresh if t in wanted]
+
+    # ---- tiles ----
+
+    def _run(self, call: str, requests: Sequence[Any], compute: Callable[..., Any], result: type[Any]) -> list[Any]:
+        results: list[Any] = [None] * len(requests)
+        tiles = self.engine.tiles(requests, self) if requests else []
+        done = 0
+        for positions in tiles:
+            tile = [requests[i] for i in positions]
+            name = digest(call, self.engine.key, [dataclasses.asdict(r) for r in tile])
+            path = self._path(name, "json")
+            if path.exists():
+                stored = self._read(path)
+            else:
+                rows, charges = compute(name, tile) if call == "train" else compute(tile, self)
+                stored = {"call": call, "charges": charges, "results": [dataclasses.asdict(r) for r in rows]}
+                if call == "train":
+                    stored["requests"] = [dataclasses.asdict(r) for r in tile]
+                write_json(path, stored)
+            if call == "train":
+                self._define(name, [r["policy"]["digest"] for r in stored["results"]])
+            self.ledger.charge(**stored["charges"])
+            for i, row in zip(positions, stored["results"], strict=True):
+                results[i] = result(**{**row, "policy": Part(**row["policy"])}) if call == "train" else result(**row)
+            done += len(positions)
+            self.notify(done, len(requests))
+        return results
+
+    def _train_tile(self, name: str, tile: Sequence[Train]) -> tuple[list[Trained], dict[str, float]]:
+        trained, charges = self.engine.train(tile, self)
+        self._write_weights(name, [a for a, _, _ in trained])
+        parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
+        return [Trained(p, tokens, loss) for p, (_, tokens, loss) in zip(parts, trained, strict=True)], charges
+
+    def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
+        packed = {f"{row}/{k}": v.contiguous() for row, a in enumerate(adapters) for k, v in a.items()}
+        write_bytes(self._path(tile, "safetensors"), save_tensors(packed))
+        self._cache[tile] = dict(enumerate(adapters))
+        if tile not in self._fresh:
+            self._fresh.append(tile)
+
+    def _define(self, tile: str, parts: Sequence[str]) -> None:
+        if parts[0] not in self._made:
+            append_line(self.folder / "parts.jsonl", json.dumps([tile, list(parts)]))
+            self._made.update({p: (tile, i) for i, p in enumerate(parts)})
+
+    def _requests(self, tile: str) -> list[Train]:
+        rows = self._read(self._path(tile, "json"))["requests"]
+        return [
+            Train(
+                policy=Part(**r["policy"]),
+                documents=tuple(Document(**d) for d in r["documents"]),
+                lora=Lora(**{**r["lora"], "targets": tuple(r["lora"]["targets"])}),
+                seed=r["seed"],
+            )
+            for r in rows
+        ]
+
+    def _request(self, tile: str, row: int) -> Train:
+        return self._requests(tile)[row]
+
+    def _path(self, tile: str, suffix: str) -> Path:
+        return self.folder / "tiles" / tile[:2] / f"{tile}.{suffix}"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            stored: dict[str, Any] = json.loads(path.read_bytes())
+            return stored
+        except (OSError, ValueError) as e:
+            raise StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again") from e
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> dict[int, Adapter]:
+    adapters: dict[int, dict[str, Tensor]] = {}
+    for key, value in packed.items():
+        row, name = key.split("/", 1)
+        adapters.setdefault(int(row), {})[name] = value
+    return dict(adapters)

@@ -1,0 +1,58 @@
+"""AdamW over a bank: every adapter is an optimisation of its own, with its own clock, rate and clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfimprove.models.api import Lora
+
+
+class BankAdamW:
+    """torch's fused AdamW with one flat parameter per adapter of a bank.
+
+    Weights and gradients of all stacks (K, …) become views of one buffer (K, P), so a step is one kernel per adapter
+    whatever the number of modules.
+
+    Args:
+        parameters: the bank's stacks; their data move into the buffer.
+        lora: learning rate, schedule, weight decay and clipping.
+        steps: the number of steps that each adapter will make.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lora: Lora, steps: Sequence[int]) -> None:
+        self.lora, self.steps = lora, list(steps)
+        count = len(steps)
+        flat = torch.cat([p.detach().reshape(count, -1) for p in parameters], dim=1)  # (K, P)
+        self.grad = torch.zeros_like(flat)
+        at = 0
+        for p in parameters:
+            size = p[0].numel()
+            p.data = flat[:, at : at + size].view(p.shape)
+            p.requires_grad_(True)
+            p.grad = self.grad[:, at : at + size].view(p.shape)
+            at += size
+        self.rows = [torch.nn.Parameter(row) for row in flat]  # share the buffer's storage
+        self.optimizer = torch.optim.AdamW([{"params": [r]} for r in self.rows], lr=0.0, weight_decay=lora.weight_decay, fused=True)
+
+    def step(self, active: Sequence[int], step: int) -> None:
+        """One step of the adapters in `active`, then zero gradients. `step` counts from 0."""
+        for row in self.rows:
+            row.grad = None
+        for k in active:
+            if self.lora.max_norm:
+                self.grad[k].mul_((self.lora.max_norm / (self.grad[k].norm() + 1e-6)).clamp(max=1.0))
+            self.rows[k].grad = self.grad[k]
+            self.optimizer.param_groups[k]["lr"] = self._rate(k, step)
+        self.optimizer.step()
+        self.grad.zero_()
+
+    def _rate(self, k: int, step: int) -> float:
+        rate = self.lora.learning_rate
+        if step < self.lora.warmup:
+            return rate * step / self.lora.warmup
+        if self.lora.schedule == "linear":
+            return rate * max(0.0, (self.steps[k] - step) / max(1, self.steps[k] - self.lora.warmup))
+        return rate

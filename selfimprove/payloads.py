@@ -1,0 +1,59 @@
+"""Typed payloads: what an edit carries from the role that writes it to the roles that read it.
+
+A plugin names the payload types that it ``produces`` or ``consumes``; admission refuses a combination
+whose sides do not meet, before anything runs. A plugin registers a type of its own with `payload`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from selfimprove.errors import ConfigError
+
+_REGISTRY: dict[str, type[Any]] = {}
+_T = TypeVar("_T", bound=type)
+
+
+def payload(name: str) -> Callable[[_T], _T]:
+    """A class decorator that registers a frozen dataclass of JSON values as the payload type `name`."""
+
+    def register(cls: _T) -> _T:
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(f"payload type {name!r} is already {known.__module__}.{known.__qualname__}; pick another name")
+        _REGISTRY[name] = cls
+        cls.payload_name = name  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def encode(value: Any) -> dict[str, Any]:
+    """The JSON form of a payload: its registered type and its fields."""
+    name = getattr(type(value), "payload_name", None)
+    if name is None:
+        raise ConfigError(f"{type(value).__name__} is not a payload type; decorate it with @payload(name)")
+    return {"type": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+
+
+def decode(data: Mapping[str, Any]) -> Any:
+    """The payload that `encode` wrote; JSON lists come back as tuples."""
+    cls = _REGISTRY.get(data["type"])
+    if cls is None:
+        known = ", ".join(sorted(_REGISTRY))
+        raise ConfigError(f"payload type {data['type']!r} is not registered (known: {known}); install the plugin that made it")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "type"})
+
+
+@payload("text")
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that a model wrote about a task item, and the prompt that asked for it."""
+
+    text: str
+    prompt: str = ""
+    item: str = ""
+    """The id of the task item that the text is about; empty when it is about none."""

@@ -1,0 +1,127 @@
+"""Admission: which object fills which role, and every reason to refuse before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pluggy
+
+from selfimprove.contracts import Contracts
+from selfimprove.defaults import Defaults
+from selfimprove.errors import AdmissionError
+from selfimprove.hooks import PROJECT, ROLES, Observer, Preparation, new_manager
+
+OPTIONAL_ROLES = ("updater", "evaluator")
+
+
+def admit(roles: Mapping[str, Any], observers: Sequence[Any] = (), middleware: Sequence[Any] = ()) -> pluggy.PluginManager:
+    """A manager with one plugin per role, wrappers around them, observers beside them and the contracts outermost.
+
+    Raises: AdmissionError, naming the plugin, the hook and the remedy.
+    """
+    for role in ROLES:
+        if roles.get(role) is None and role not in OPTIONAL_ROLES:
+            raise AdmissionError(f"no plugin fills the role {role!r}; choose one with `{role}=NAME` (`selfimprove list` shows them)")
+    manager = new_manager()
+    manager.register(Defaults(), "defaults")
+    for role, plugin in roles.items():
+        if plugin is not None:
+            _check_role(role, plugin)
+            _register(manager, plugin, role)
+    _check_payloads(roles)
+    for i, wrapper in enumerate(middleware):
+        _check_wrapper(wrapper)
+        _register(manager, wrapper, f"middleware.{i}")
+    for i, observer in enumerate(observers):
+        _check_hooks(observer, {*_hooks_of(Observer)}, "an observer")
+        _register(manager, observer, f"observer.{i}")
+    if not any("should_stop" in _implemented(o) for o in observers):
+        raise AdmissionError("no guard would ever stop this run; add one, such as `guard=rounds guard.rounds=2`")
+    manager.register(Contracts(), "contracts")
+    manager.check_pending()
+    return manager
+
+
+def check_scores(roles: Mapping[str, Any], observers: Iterable[Any]) -> None:
+    """Refuse plugins that need scores where no evaluator gives any. Raises: AdmissionError."""
+    if roles.get("evaluator") is not None:
+        return
+    for plugin in (*roles.values(), *observers):
+        if getattr(plugin, "needs_scores", False):
+            raise AdmissionError(
+                f"{_name(plugin)} needs scores, and no evaluator gives any; choose one with `evaluator=NAME`, or "
+                "`evaluator=reward_is_score` where the reward is the benchmark"
+            )
+
+
+def _check_role(role: str, plugin: Any) -> None:
+    if role not in ROLES:
+        raise AdmissionError(f"there is no role {role!r}; the roles are {', '.join(ROLES)}")
+    own = _hooks_of(ROLES[role])
+    _check_hooks(plugin, {*own, *_hooks_of(Preparation)}, f"the role {role!r}")
+    required = own[0]
+    if required not in _implemented(plugin):
+        fits = [r for r, spec in ROLES.items() if set(_hooks_of(spec)) & _implemented(plugin)]
+        hint = f"it is made for the role {fits[0]!r}" if fits else f"mark its `{required}` method with @hookimpl"
+        raise AdmissionError(f"{_name(plugin)} does not implement `{required}`, which the role {role!r} needs; {hint}")
+
+
+def _check_hooks(plugin: Any, allowed: set[str], place: str) -> None:
+    strange = sorted(_implemented(plugin) - allowed)
+    if strange:
+        owner = next((r for r, spec in ROLES.items() if strange[0] in _hooks_of(spec)), None)
+        remedy = f"use it as the {owner}" if owner else f"known hooks are {', '.join(sorted(allowed))}"
+        raise AdmissionError(f"{_name(plugin)} implements `{strange[0]}`, which {place} does not have; {remedy}")
+
+
+def _check_wrapper(plugin: Any) -> None:
+    known = {h for spec in ROLES.values() for h in _hooks_of(spec)} | {*_hooks_of(Preparation)}
+    _check_hooks(plugin, known, "middleware")
+    for hook in _implemented(plugin):
+        options = getattr(getattr(plugin, hook), f"{PROJECT}_impl")
+        if not options.get("wrapper"):
+            raise AdmissionError(f"middleware {_name(plugin)}: `{hook}` is no wrapper; mark it @hookimpl(wrapper=True), or give it a role")
+
+
+def _check_payloads(roles: Mapping[str, Any]) -> None:
+    editor = roles["editor"]
+    produced: tuple[type, ...] | None = getattr(editor, "produces", None)
+    if produced is None:
+        return
+    for role in ("rewarder", "updater"):
+        plugin = roles.get(role)
+        consumed: tuple[type, ...] | None = getattr(plugin, "consumes", None)
+        if consumed is not None and not any(issubclass(p, c) for p in produced for c in consumed):
+            raise AdmissionError(
+                f"{_name(editor)} (editor) produces {_types(produced)}, but {_name(plugin)} ({role}) consumes "
+                f"{_types(consumed)}; choose an editor and a {role} that meet"
+            )
+
+
+def _register(manager: pluggy.PluginManager, plugin: Any, name: str) -> None:
+    if not _implemented(plugin):
+        raise AdmissionError(f"{_name(plugin)} ({name}) implements no hook; mark its methods with @selfimprove.hookimpl")
+    if manager.is_registered(plugin):  # one object may fill several roles
+        return
+    try:
+        manager.register(plugin, name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as e:
+        raise AdmissionError(f"{_name(plugin)} ({name}) does not fit its hook: {str(e).splitlines()[-1]}; see selfimprove/hooks.py") from e
+
+
+def _implemented(plugin: Any) -> set[str]:
+    return {n for n in dir(type(plugin)) if not n.startswith("__") and hasattr(getattr(plugin, n, None), f"{PROJECT}_impl")}
+
+
+def _hooks_of(spec: type) -> list[str]:
+    return [n for n, f in vars(spec).items() if hasattr(f, f"{PROJECT}_spec")]
+
+
+def _types(classes: Iterable[type]) -> str:
+    return ", ".join(c.__name__ for c in classes)
+
+
+def _name(plugin: Any) -> str:
+    return type(plugin).__name__
