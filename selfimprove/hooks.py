@@ -73,9 +73,7 @@ class Rewarder:
 
 class Updater:
     @hookspec(firstresult=True)
-    def update(
-        self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run
-    ) -> Sequence[Candidate] | None:
+    def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate] | None:
         """The new candidates; may be none. Default: every measurable trial becomes a child."""
 
 
@@ -136,9 +134,7 @@ class Hooks(Protocol):
     def propose(self, *, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]: ...
     def apply(self, *, edits: Sequence[Edit], lineage: Lineage, run: Run) -> Sequence[Trial]: ...
     def reward(self, *, trials: Sequence[Trial], lineage: Lineage, run: Run) -> Sequence[Evaluation]: ...
-    def update(
-        self, *, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run
-    ) -> Sequence[Candidate]: ...
+    def update(self, *, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]: ...
     def evaluate(
         self,
         *,

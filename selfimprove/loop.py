@@ -25,8 +25,6 @@ def improve(hook: Hooks, lineage: Lineage, run: Run) -> Lineage:
         rewards = hook.reward(trials=trials, lineage=lineage, run=run)
         children = hook.update(trials=trials, rewards=rewards, lineage=lineage, run=run)
         scores = hook.evaluate(candidates=children, trials=trials, rewards=rewards, lineage=lineage, run=run)
-        lineage = lineage + Round(
-            tuple(p.id for p in parents), tuple(trials), tuple(rewards), tuple(children), tuple(scores)
-        )
+        lineage = lineage + Round(tuple(p.id for p in parents), tuple(trials), tuple(rewards), tuple(children), tuple(scores))
         hook.round_finished(lineage=lineage, run=run)
     return lineage

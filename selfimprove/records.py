@@ -78,6 +78,8 @@ class Trial:
     candidate: Candidate
     replicate: int = 0
     """Which inner-loop seed made the candidate; replicates of one edit differ only in this."""
+    error: str | None = None
+    """Why the edit made nothing (it could not be parsed, it was empty); the candidate then has the parent's parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if (self.score is None) != (self.error is not None):
-            raise ContractError(
-                f"an Evaluation has a score or an error, not both and not neither; got score={self.score} and error={self.error!r}"
-            )
+            raise ContractError(f"an Evaluation has a score or an error, not both and not neither; got score={self.score} and error={self.error!r}")
 
     @classmethod
     def failed(cls, error: str) -> Evaluation:
@@ -132,7 +132,7 @@ class Lineage:
     pooled score, number of children) are kept as rounds arrive, so a selector reads them in O(1).
     """
 
-    __slots__ = ("_log", "_length")
+    __slots__ = ("_length", "_log")
 
     def __init__(self, root: Candidate) -> None:
         self._log = _Log(root)
@@ -295,7 +295,7 @@ def encode_round(r: Round) -> dict[str, Any]:
     return {
         "parents": list(r.parents),
         "edits": [{"parents": list(e.parents), "payload": payloads.encode(e.payload), "group": e.group} for e in unique.values()],
-        "trials": [[edits[id(t.edit)], encode_candidate(t.candidate), t.replicate] for t in r.trials],
+        "trials": [[edits[id(t.edit)], encode_candidate(t.candidate), t.replicate, t.error] for t in r.trials],
         "rewards": [encode_evaluation(e) for e in r.rewards],
         "children": [encode_candidate(c) for c in r.children],
         "scores": [[i, encode_evaluation(e)] for i, e in r.scores],
@@ -306,7 +306,7 @@ def decode_round(data: Mapping[str, Any]) -> Round:
     edits = [Edit(tuple(e["parents"]), payloads.decode(e["payload"]), e["group"]) for e in data["edits"]]
     return Round(
         parents=tuple(data["parents"]),
-        trials=tuple(Trial(edits[i], decode_candidate(c), r) for i, c, r in data["trials"]),
+        trials=tuple(Trial(edits[i], decode_candidate(c), r, error) for i, c, r, error in data["trials"]),
         rewards=tuple(decode_evaluation(e) for e in data["rewards"]),
         children=tuple(decode_candidate(c) for c in data["children"]),
         scores=tuple((i, decode_evaluation(e)) for i, e in data["scores"]),

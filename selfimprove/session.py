@@ -107,7 +107,8 @@ class Session:
         differences = [f"{k}: the run has {recorded.get(k)}, this is {v}" for k, v in identity.items() if recorded.get(k) != v]
         if differences:
             raise ResumeError(
-                f"{self.folder} was made with something else, so it cannot go on exactly:\n  " + "\n  ".join(differences)
+                f"{self.folder} was made with something else, so it cannot go on exactly:\n  "
+                + "\n  ".join(differences)
                 + "\nstart a new run, or bring back what it was made with"
             )
         lineage, snapshot, labelled = journal.read(self.folder / "journal.jsonl")
@@ -118,7 +119,7 @@ class Session:
 def _locked(folder: Path) -> Any:
     """The folder's lock, held by this process until it is closed. Raises: StorageError."""
     try:
-        lock = open(folder / ".lock", "w")
+        lock = open(folder / ".lock", "w")  # noqa: SIM115  (held until `close`)
     except OSError as e:
         raise storage_error(folder, e) from e
     try:
