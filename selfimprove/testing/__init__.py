@@ -1,0 +1,65 @@
+"""What a plugin's tests are made of: a scripted model, a toy task, and the contract of every role as a test class.
+
+    from selfimprove.testing import RewarderContract, toy_session
+
+    class TestMyRewarder(RewarderContract):
+        def make_plugin(self) -> MyRewarder:
+            return MyRewarder(weight=0.5)
+
+    def test_it_improves(tmp_path: Path) -> None:
+        lineage = toy_session(tmp_path, rounds=3, rewarder=MyRewarder()).improve()
+        assert lineage.score(lineage.latest.id) > lineage.score(lineage.round(0).children[0].id)
+"""
+
+from selfimprove.testing.contracts import (
+    EditorContract,
+    EvaluatorContract,
+    GraderContract,
+    RewarderContract,
+    SelectorContract,
+    TaskContract,
+    UpdaterContract,
+)
+from selfimprove.testing.engine import Script, ScriptedEngine, ScriptedModel
+from selfimprove.testing.kill import digest_after_kill, kill_points
+from selfimprove.testing.toys import (
+    NoopEditor,
+    NoopRewarder,
+    RewardIsScore,
+    ToyEditor,
+    ToyEvaluator,
+    ToyGrader,
+    ToyRewarder,
+    ToyTask,
+    ToyUpdater,
+    noop_roles,
+    toy_roles,
+    toy_session,
+)
+
+__all__ = [
+    "EditorContract",
+    "EvaluatorContract",
+    "GraderContract",
+    "NoopEditor",
+    "NoopRewarder",
+    "RewardIsScore",
+    "RewarderContract",
+    "Script",
+    "ScriptedEngine",
+    "ScriptedModel",
+    "SelectorContract",
+    "TaskContract",
+    "ToyEditor",
+    "ToyEvaluator",
+    "ToyGrader",
+    "ToyRewarder",
+    "ToyTask",
+    "ToyUpdater",
+    "UpdaterContract",
+    "digest_after_kill",
+    "kill_points",
+    "noop_roles",
+    "toy_roles",
+    "toy_session",
+]

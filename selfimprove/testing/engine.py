@@ -1,0 +1,150 @@
+"""A scripted model: an engine without a network, whose answers and whose learning are defined by a rule."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfimprove import identity
+from selfimprove.errors import ConfigError
+from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train
+from selfimprove.models.layer import Adapter, Weights
+from selfimprove.records import Part
+
+Script = Callable[[Generate, tuple[Document, ...]], str]
+"""What a model that was trained on these documents answers to this request."""
+
+_A = "base_model.model.scripted.lora_A.weight"
+_B = "base_model.model.scripted.lora_B.weight"
+
+
+@dataclass(frozen=True)
+class ScriptedModel:
+    """What `ScriptedEngine.open` yields: a policy, reduced to what it has learned."""
+
+    known: tuple[Document, ...]
+
+
+class ScriptedEngine:
+    """An `Engine` that computes by rule: it is exact, fast, charges tokens (words) and really learns.
+
+    * **Training** writes the documents into the adapter's tensors. A policy *knows* the documents of all its adapters;
+      an adapter trained for 0 epochs or at learning rate 0 knows nothing.
+    * **Generating** asks the script. Without one, a prompt that holds a question of `facts` is answered with its gold text
+      if that text stands in a known document or elsewhere in the prompt, and with ``unknown`` otherwise; of any other
+      prompt each sentence is repeated with the probability `skill`, which grows by 0.2 with every known document that
+      had a prompt (it was taught how to answer), so that fine-tuning on good texts makes better texts.
+    * **Scoring** gives −0.1 nats to a word that occurs in a known document or in the prompt, −2 to any other.
+
+    Args:
+        script: a function, or texts by prompt (the longest key that the prompt contains is taken).
+        facts: gold text by question, for the rule above; `ToyTask().facts` is one.
+        rows: requests in a tile.
+        name: part of every digest; name a function's versions differently.
+    """
+
+    def __init__(
+        self, script: Script | Mapping[str, str] | None = None, facts: Mapping[str, str] | None = None, rows: int = 4, name: str = "scripted"
+    ) -> None:
+        self.name = name
+        self.rows = rows
+        self.facts = dict(facts or {})
+        self._texts = dict(script) if isinstance(script, Mapping) else {}
+        self._script: Script = self._look_up if isinstance(script, Mapping) else script or self._answer
+        self._root = Part("model", identity.digest("scripted", name))
+
+    @property
+    def root(self) -> Part:
+        return self._root
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        return {"engine": self.name, "rows": self.rows, "facts": identity.digest(self.facts), "texts": identity.digest(self._texts)}
+
+    def tiles(self, requests: Sequence[Generate] | Sequence[Score] | Sequence[Train], weights: Weights) -> list[list[int]]:
+        everything = range(len(requests))
+        return [list(everything[at : at + self.rows]) for at in range(0, len(requests), self.rows)]
+
+    def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
+        completions = [_cut(self._script(r, self._known(r.policy, weights)), r) for r in tile]
+        tokens = sum(c.tokens for c in completions)
+        return completions, {"generated_tokens": tokens, "flops": 1e6 * tokens}
+
+    def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]:
+        found = []
+        for r in tile:
+            seen = {w for text in (r.prompt, *(d.text for d in self._known(r.policy, weights))) for w in _words(text)}
+            words = _words(r.continuation)
+            found.append(Likelihood(sum(-0.1 if w in seen else -2.0 for w in words), len(words)))
+        tokens = sum(x.tokens for x in found)
+        return found, {"scored_tokens": tokens, "flops": 1e6 * tokens}
+
+    def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        trained: list[tuple[Adapter, int, float]] = []
+        for r in tile:
+            if weights.layered(r.policy).live is not None:
+                raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
+            tokens = r.lora.epochs * sum(len(_words(d.text)) + len(_words(d.prompt)) + 1 for d in r.documents)
+            trained.append((_adapter(r.documents, r.lora), tokens, 1.0 / (1 + r.lora.epochs)))
+        spent = sum(tokens for _, tokens, _ in trained)
+        return trained, {"trained_tokens": spent, "flops": 3e6 * spent}
+
+    @contextlib.contextmanager
+    def open(self, policy: Part, weights: Weights) -> Iterator[ScriptedModel]:
+        yield ScriptedModel(self._known(policy, weights))
+
+    def _known(self, policy: Part, weights: Weights) -> tuple[Document, ...]:
+        layered = weights.layered(policy)
+        names = (*layered.merged, *([layered.live] if layered.live else []))
+        return tuple(d for name in names for d in _documents(weights.adapter(name)[0]))
+
+    def _look_up(self, request: Generate, known: tuple[Document, ...]) -> str:
+        return self._texts[key] if (key := _last(request.prompt, self._texts)) is not None else ""
+
+    def _answer(self, request: Generate, known: tuple[Document, ...]) -> str:
+        question = _last(request.prompt, self.facts)
+        if question is not None:
+            gold = self.facts[question]
+            read = [request.prompt.replace(question, " "), *(d.text for d in known)]
+            return gold if any(gold in text for text in read) else "unknown"
+        skill = 0.3 + 0.2 * sum(bool(d.prompt) for d in known)
+        chance = identity.rng(request.seed, "scripted", request.prompt)
+        sentences = re.split(r"(?<=[.!?])\s+|\n+", request.prompt)
+        return " ".join(s for s in sentences if chance.random() < skill)
+
+
+def _last(prompt: str, keys: Mapping[str, str]) -> str | None:
+    """The key that ends last in the prompt, the longest of equals."""
+    found = [(prompt.rfind(k) + len(k), len(k), k) for k in keys if k in prompt]
+    return max(found)[2] if found else None
+
+
+def _cut(text: str, request: Generate) -> Completion:
+    for stop in request.stop:
+        text = text.split(stop, 1)[0]
+    words = text.split(" ")
+    if len(words) >= request.max_tokens:
+        return Completion(" ".join(words[: request.max_tokens]), request.max_tokens, False)
+    return Completion(text, len(words) + 1, True)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _adapter(documents: Sequence[Document], lora: Lora) -> Adapter:
+    """The documents as numbers: UTF-8 bytes, in float32 like every adapter."""
+    import torch
+
+    learned = documents if lora.epochs * lora.learning_rate > 0 else ()
+    data = json.dumps([[d.text, d.prompt, d.chat] for d in learned]).encode()
+    return {_A: torch.tensor([list(data)], dtype=torch.float32), _B: torch.ones(1, 1)}
+
+
+def _documents(adapter: Adapter) -> list[Document]:
+    rows = json.loads(bytes(int(x) for x in adapter[_A].flatten().tolist()))
+    return [Document(text, prompt, chat) for text, prompt, chat in rows]
