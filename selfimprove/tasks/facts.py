@@ -1,7 +1,8 @@
 """What a biography of an invented person can say: fact types, their sentences and their questions.
 
-Sentences name the subject by ``{s}`` (she), ``{o}`` (her) and ``{p}`` (her), the answer by ``{a}``, or by ``{an}`` with its article, and by ``{x}``
-a detail that the question may name. Everything is in the past tense, so that verbs agree with a name and with a pronoun alike. Changing anything here changes the people: raise `biographies.VERSION` with it.
+Sentences name the subject by ``{s}`` (she), ``{o}`` (her) and ``{p}`` (her), the answer by ``{a}``, or by ``{an}`` with its article,
+and by ``{x}`` a detail that the question may name. Everything is in the past tense, so that verbs agree with a name and with a
+pronoun alike. Changing anything here changes the people: raise `biographies.VERSION` with it.
 """
 
 from __future__ import annotations
