@@ -1,0 +1,125 @@
+"""What a candidate is worth: the closed-book accuracy that its own edits reach, next to the arms that it has to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from selfimprove import Candidate, Evaluation, Item, Lineage, Run, Trial, hookimpl
+from selfimprove.errors import ConfigError
+from selfimprove.hooks import Scores
+from selfimprove.models import Document
+from selfimprove.records import Part
+from selfimprove_seal.inner import mean
+from selfimprove_seal.rewards import context_editor
+from selfimprove_seal.statistics import reward_statistics
+
+ARMS = ("untouched", "passage", "passage_equal_tokens", "edits", "gold")
+
+
+@dataclass
+class ClosedBook:
+    """Closed-book accuracy on contexts never trained on, after one self-edit per context and its inner loop.
+
+    The first time it is asked, it also measures the arms on the root:
+
+    * ``untouched``: the model as it is;
+    * ``passage``: the inner loop on the passage alone;
+    * ``passage_equal_tokens``: the passage, for as many trained tokens as the root's edits take;
+    * ``edits``: the root's own, untrained edits (the root's score);
+    * ``gold``: the gold question-answer pairs as the edit, an oracle.
+
+    Args:
+        arms: which of them.
+        seeds: inner-loop seeds per context; accuracy is the mean over them.
+    """
+
+    arms: tuple[str, ...] = field(default=ARMS)
+    seeds: int = 1
+
+    uses_labels = True
+    needs = ("policy",)
+
+    def __post_init__(self) -> None:
+        self.arms = tuple(self.arms)
+        if unknown := set(self.arms) - set(ARMS):
+            raise ConfigError(f"evaluator.arms knows {', '.join(ARMS)}; got {', '.join(sorted(unknown))}")
+
+    @hookimpl
+    def evaluate(
+        self, candidates: Sequence[Candidate], trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run
+    ) -> Scores:
+        scores: list[tuple[str, Evaluation]] = []
+        if lineage.score(lineage.root.id) is None and lineage.root.id not in {c.id for c in candidates}:
+            scores.append((lineage.root.id, self.root(run, lineage.root.parts["policy"])))
+        statistics = reward_statistics(trials, rewards)
+        for candidate in candidates:
+            graded = self.measure(run, "edits", candidate.parts["policy"])
+            scores.append((candidate.id, Evaluation(mean(graded), {**_arm("edits", graded), **statistics}, graded)))
+        return scores
+
+    def root(self, run: Run, policy: Part) -> Evaluation:
+        """The root's evaluation: its score is that of its untrained edits, its metrics hold every arm."""
+        graded = {arm: self.measure(run, arm, policy) for arm in dict.fromkeys(("edits", *self.arms))}
+        metrics = {k: v for arm in self.arms for k, v in _arm(arm, graded[arm]).items()}
+        return Evaluation(mean(graded["edits"]), metrics, graded["edits"])
+
+    def measure(self, run: Run, arm: str, policy: Part) -> dict[str, float]:
+        """The grade of every question of the evaluation split under an arm, by question id; the mean over seeds."""
+        items = run.task.evaluation
+        rounds = [self._once(run, arm, policy, items, s) for s in range(1 if arm == "untouched" else self.seeds)]
+        return {q: sum(r[q] for r in rounds) / len(rounds) for q in rounds[0]}
+
+    def _once(self, run: Run, arm: str, policy: Part, items: Sequence[Item], number: int) -> dict[str, float]:
+        editor = context_editor(run)
+        inner = editor.inner
+        seeds = [run.seed_for("evaluate", number, i.id) for i in items]
+        adapted: list[Part]
+        if arm == "untouched":
+            adapted = [policy] * len(items)
+        elif arm == "edits":
+            texts = editor.write(run, policy, items, 1, "evaluate", number)
+            made = editor.adapt(run, [(policy, i, t) for i, t in zip(items, texts, strict=True)], seeds)
+            adapted = [p if isinstance(p, Part) else policy for p in made]  # a void edit teaches nothing
+        elif arm == "passage":
+            adapted = inner.train(run, [(policy, inner.documents(i, "")) for i in items], seeds)
+        elif arm == "passage_equal_tokens":
+            adapted = self._equal_tokens(run, policy, items, number, seeds)
+        else:
+            gold = run.task.labels(q for i in items for q in i.questions)
+            pairs = [
+                (policy, (*inner.documents(i, ""), *(inner.pair(i, q.text, gold[q.id][0]) for q in i.questions))) for i in items
+            ]
+            adapted = inner.train(run, pairs, seeds)
+        graded = inner.accuracy(run, list(zip(adapted, items, strict=True)))
+        return {q: g for item in graded for q, g in item.items()}
+
+    def _equal_tokens(self, run: Run, policy: Part, items: Sequence[Item], number: int, seeds: Sequence[int]) -> list[Part]:
+        """The passage, repeated within each epoch until an edit's number of trained tokens is reached, to the nearest repetition."""
+        editor = context_editor(run)
+        inner = editor.inner
+        texts = editor.write(run, policy, items, 1, "evaluate", number)
+        jobs: list[tuple[Part, Sequence[Document]]] = []
+        for item, text in zip(items, texts, strict=True):
+            [passage] = inner.documents(item, "") or (Document(f"{item.title}\n{item.context}"),)
+            wanted = sum(_size(d) for d in inner.documents(item, text.text))
+            jobs.append((policy, [passage] * max(1, round(wanted / _size(passage)))))
+        return inner.train(run, jobs, seeds)
+
+
+def _size(document: Document) -> int:
+    return len(document.text) + len(document.prompt)
+
+
+def _arm(name: str, graded: dict[str, float]) -> dict[str, float]:
+    """Accuracy, its standard error over contexts and the number of questions. Questions of one context are one cluster."""
+    clusters: dict[str, list[float]] = {}
+    for question, grade in graded.items():
+        clusters.setdefault(question.rpartition("/")[0], []).append(grade)
+    n = len(graded)
+    accuracy = mean(graded)
+    spread = sum((sum(c) - len(c) * accuracy) ** 2 for c in clusters.values())
+    count = len(clusters)
+    error = math.sqrt(spread * count / max(1, count - 1)) / n
+    return {f"arm/{name}": accuracy, f"arm/{name}/se": error, f"arm/{name}/n": float(n)}
