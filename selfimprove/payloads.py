@@ -21,6 +21,8 @@ def payload(name: str) -> Callable[[_T], _T]:
     """A class decorator that registers a frozen dataclass of JSON values as the payload type `name`."""
 
     def register(cls: _T) -> _T:
+        if any(f.name == "type" for f in dataclasses.fields(cls)):
+            raise ConfigError(f"payload type {name!r} has a field `type`, which the journal uses for the type's name; rename it")
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(f"payload type {name!r} is already {known.__module__}.{known.__qualname__}; pick another name")
@@ -33,19 +35,34 @@ def payload(name: str) -> Callable[[_T], _T]:
 
 def encode(value: Any) -> dict[str, Any]:
     """The JSON form of a payload: its registered type and its fields."""
-    name = getattr(type(value), "payload_name", None)
+    if isinstance(value, Opaque):
+        return {"type": value.type, **value.fields}
+    name = vars(type(value)).get("payload_name")
     if name is None:
         raise ConfigError(f"{type(value).__name__} is not a payload type; decorate it with @payload(name)")
     return {"type": name, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
 
 
 def decode(data: Mapping[str, Any]) -> Any:
-    """The payload that `encode` wrote; JSON lists come back as tuples."""
+    """The payload that `encode` wrote; JSON lists come back as tuples. `Opaque` where its plugin is not loaded."""
     cls = _REGISTRY.get(data["type"])
     if cls is None:
-        known = ", ".join(sorted(_REGISTRY))
-        raise ConfigError(f"payload type {data['type']!r} is not registered (known: {known}); install the plugin that made it")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "type"})
+        return Opaque(data["type"], {k: v for k, v in data.items() if k != "type"})
+    return cls(**{k: _tuples(v) for k, v in data.items() if k != "type"})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A payload of a type that is not registered here: enough to show a run without the plugin that made it."""
+
+    type: str
+    fields: Mapping[str, Any]
 
 
 @payload("text")

@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
+    write_bytes(path, json.dumps(value, ensure_ascii=False, indent=1).encode(errors="surrogatepass"))
 
 
 def append_line(path: Path, line: str) -> None:
@@ -39,7 +39,7 @@ def append_line(path: Path, line: str) -> None:
         with open(path, "ab+") as f:
             if f.tell() and not _ends_with_newline(path):  # a torn line of an earlier process
                 _drop_torn_line(path)
-            f.write(line.encode() + b"\n")
+            f.write(line.encode(errors="surrogatepass") + b"\n")  # a model may write half a character
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
@@ -47,12 +47,15 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The complete lines of a file; none where there is no file."""
+    """The complete lines of a file; none where there is no file. Raises: StorageError, for a line that is not UTF-8."""
     if path.exists():
-        with open(path, encoding="utf-8") as f:
-            for line in f:
-                if line.endswith("\n"):
-                    yield line[:-1]
+        with open(path, "rb") as f:  # as bytes: a torn last line may end within a character
+            for number, line in enumerate(f, 1):
+                if line.endswith(b"\n"):
+                    try:
+                        yield line[:-1].decode(errors="surrogatepass")
+                    except UnicodeDecodeError as e:
+                        raise StorageError(f"{path}, line {number} is not UTF-8 text ({e.reason}); restore it from a copy") from e
 
 
 def storage_error(path: Path, e: OSError) -> StorageError:

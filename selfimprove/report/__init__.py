@@ -1,1 +1,7 @@
-"""Reports of a run folder: tables and trees for a terminal."""
+"""Reports of a run folder: tables and a tree for a terminal."""
+
+from selfimprove.report.closing import closing_rows, closing_table
+from selfimprove.report.read import History, history
+from selfimprove.report.show import render_run
+
+__all__ = ["History", "closing_rows", "closing_table", "history", "render_run"]
