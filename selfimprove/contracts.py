@@ -16,16 +16,16 @@ from selfimprove.run import Run
 
 
 class Contracts:
-    """Registered last, so outermost; `plugins.admit` checks that it is."""
+    """Registered last and marked `tryfirst`, so outside every other wrapper, whatever its own marks."""
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def prepare(self, run: Run) -> Generator[None, Any, Any]:
         with run.stage("prepare", 1):
             result = yield
         _expect(result, Candidate, "prepare", "the candidate to start from")
         return result
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def select(self, lineage: Lineage, run: Run) -> Generator[None, Any, Any]:
         with run.stage("select", 1):
             parents = _sequence((yield), Candidate, "select", "candidates")
@@ -36,7 +36,7 @@ class Contracts:
                 raise ContractError(f"select returned candidate {parent.id}, which is not in the lineage; return members of it")
         return parents
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Generator[None, Any, Any]:
         with run.stage("propose", len(parents)):
             edits = _sequence((yield), Edit, "propose", "edits")
@@ -46,7 +46,7 @@ class Contracts:
                     raise ContractError(f"edit {i} names parent {parent}, which is not in the lineage; use the ids of its members")
         return edits
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def apply(self, edits: Sequence[Edit], run: Run) -> Generator[None, Any, Any]:
         with run.stage("apply", len(edits)):
             trials = _sequence((yield), Trial, "apply", "trials")
@@ -66,7 +66,7 @@ class Contracts:
             )
         return trials
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def reward(self, trials: Sequence[Trial], run: Run) -> Generator[None, Any, Any]:
         with run.stage("reward", len(trials)):
             rewards = _sequence((yield), Evaluation, "reward", "evaluations")
@@ -78,7 +78,7 @@ class Contracts:
         run.ledger.charge(evaluations=sum(r.score is not None for r in rewards))
         return rewards
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def update(self, lineage: Lineage, run: Run) -> Generator[None, Any, Any]:
         with run.stage("update", 1):
             children = _sequence((yield), Candidate, "update", "candidates")
@@ -91,7 +91,7 @@ class Contracts:
             seen.add(child.id)
         return children
 
-    @hookimpl(wrapper=True)
+    @hookimpl(wrapper=True, tryfirst=True)
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Generator[None, Any, Any]:
         with run.stage("evaluate", len(candidates)):
             scores = yield

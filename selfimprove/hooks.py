@@ -121,7 +121,7 @@ ROLES: dict[str, type] = {
     "updater": Updater,
     "evaluator": Evaluator,
 }
-"""The five roles and the hooks that each may implement (besides `prepare` and the observer's)."""
+"""The five roles and the hooks that each may implement (besides `prepare`)."""
 
 SPECS: tuple[type, ...] = (Preparation, *ROLES.values(), Observer)
 

@@ -17,7 +17,7 @@ def canonical(value: Any) -> str:
 
 def digest(*values: Any) -> str:
     """32 hexadecimal digits (128 bits of SHA-256) that identify the values."""
-    return hashlib.sha256(canonical(values).encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical(values).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def seed_for(seed: int, *name: str | int) -> int:

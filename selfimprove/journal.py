@@ -86,7 +86,7 @@ def lineage_digest(path: Path) -> str:
         line = json.loads(text)
         ledger = line.pop(_TIMED, {})
         line["spent"] = {k: v for k, v in ledger.get("totals", {}).items() if k != "seconds"}
-        whole.update(canonical(line).encode() + b"\n")
+        whole.update(canonical(line).encode(errors="surrogatepass") + b"\n")
     return whole.hexdigest()[:32]
 
 

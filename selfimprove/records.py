@@ -100,6 +100,8 @@ class Evaluation:
     error: str | None = None
 
     def __post_init__(self) -> None:
+        if self.score is not None and not isinstance(self.score, float | int):
+            raise ContractError(f"a score is a number or None; got {type(self.score).__name__} (float(x) converts it)")
         if (self.score is None) != (self.error is not None):
             raise ContractError(f"an Evaluation has a score or an error, not both and not neither; got score={self.score} and error={self.error!r}")
 
@@ -182,6 +184,10 @@ class Lineage:
         """All candidates, oldest first."""
         return (self._log.candidates[i] for i in range(self.size))
 
+    def __reversed__(self) -> Iterator[Candidate]:
+        """All candidates, youngest first."""
+        return (self._log.candidates[i] for i in range(self.size - 1, -1, -1))
+
     def __contains__(self, candidate_id: str) -> bool:
         position = self._log.position.get(candidate_id)
         return position is not None and position < self.size
@@ -211,9 +217,9 @@ class Lineage:
         return bisect_left(self._log.births.get(candidate_id, []), self.size)
 
     def best(self) -> Candidate | None:
-        """The candidate with the highest pooled score, the oldest of equals; None without any score."""
-        scored = [(s, c) for c in self if (s := self.score(c.id)) is not None and math.isfinite(s)]
-        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+        """The candidate with the highest finite pooled score, the oldest of equals; None without any score."""
+        position = self._log.best[self._length]
+        return None if position is None else self._log.candidates[position]
 
 
 class _Log:
@@ -226,12 +232,12 @@ class _Log:
         self.position: dict[str, int] = {root.id: 0}
         self.births: dict[str, list[int]] = {}  # parent id -> positions of its children
         self.pooled: dict[str, list[tuple[int, float, float]]] = {}  # id -> (round, weight, weighted sum)
+        self.best: list[int | None] = [None]  # position of the best candidate after n rounds
 
     def append(self, new: Round) -> None:
+        self._check(new)
         for child in new.children:
-            if child.id in self.position:
-                raise ContractError(f"candidate {child.id} is already in the lineage; derive children with a salt that is new")
-            for parent in child.parents:
+            for parent in dict.fromkeys(child.parents):
                 self.births.setdefault(parent, []).append(len(self.candidates))
             self.position[child.id] = len(self.candidates)
             self.candidates.append(child)
@@ -244,6 +250,32 @@ class _Log:
             entries.append((len(self.rounds), weight + added, total + added * evaluation.score))
         self.rounds.append(new)
         self.sizes.append(len(self.candidates))
+        self.best.append(self._best({self.position[i] for i, e in new.scores if e.score is not None}))
+
+    def _check(self, new: Round) -> None:
+        """Raises before anything is appended, so that a refused round leaves no trace."""
+        young: set[str] = set()
+        for child in new.children:
+            if child.id in self.position or child.id in young:
+                raise ContractError(f"candidate {child.id} is already in the lineage; derive children with a salt that is new")
+            young.add(child.id)
+        for candidate_id, _ in new.scores:
+            if candidate_id not in self.position and candidate_id not in young:
+                raise ContractError(f"candidate {candidate_id} has a score, but is not in the lineage; score its members and new children")
+
+    def _best(self, changed: set[int]) -> int | None:
+        """The best position, given those whose score changed in this round; all are compared only where the best itself did."""
+        before = self.best[-1]
+        if before in changed:
+            changed = {self.position[i] for i in self.pooled}
+        elif before is not None:
+            changed = changed | {before}
+        scored = [(s, -p) for p in changed if math.isfinite(s := self._score(p))]
+        return -max(scored)[1] if scored else None
+
+    def _score(self, position: int) -> float:
+        _, weight, total = self.pooled[self.candidates[position].id][-1]
+        return total / weight
 
 
 def _parts(parts: Mapping[str, Part]) -> dict[str, str]:
@@ -271,7 +303,7 @@ def encode_evaluation(e: Evaluation) -> dict[str, Any]:
         "artifacts": dict(e.artifacts),
         "error": e.error,
     }
-    return {k: v for k, v in full.items() if v or k == "score"}
+    return {k: v for k, v in full.items() if v or k == "score" or (k == "error" and v is not None)}
 
 
 def decode_evaluation(data: Mapping[str, Any]) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from selfimprove.hooks import hookimpl
 from selfimprove.records import Candidate, Lineage
@@ -32,8 +33,7 @@ class Retention:
 
     def kept(self, lineage: Lineage) -> list[Candidate]:
         """The candidates whose content stays."""
-        everyone = list(lineage)
-        keep = everyone[-self.last :] if self.last else []
+        keep = list(islice(reversed(lineage), self.last))
         if self.best and (best := lineage.best()) is not None:
             keep.append(best)
         if self.spaced:

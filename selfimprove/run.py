@@ -54,15 +54,17 @@ class Run:
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
         """A stage of a round: charges are booked under its name, labels are read in the name of its role's plugin."""
+        self.ledger.tick()
         before = (self._stage, self._total, self._done, self.ledger.stage)
         self._stage, self._total, self._done, self.ledger.stage = name, total, 0, name
-        plugin = self.roles.get(ROLE_OF_STAGE.get(name, ""))
-        declared = bool(getattr(plugin, "uses_labels", False))
+        plugins = [self.roles.get(ROLE_OF_STAGE[name])] if name in ROLE_OF_STAGE else [p for p in self.roles.values() if hasattr(p, name)]
+        declared = any(getattr(p, "uses_labels", False) for p in plugins)
         self.notify(name, 0, total)
         try:
-            with self.task.reading_as(f"{type(plugin).__name__} (in {name})", declared):
+            with self.task.reading_as(f"{', '.join(type(p).__name__ for p in plugins)} (in {name})", declared):
                 yield
         finally:
+            self.ledger.tick()
             self._stage, self._total, self._done, self.ledger.stage = before
 
     def advance(self, done: int, total: int) -> None:

@@ -41,7 +41,7 @@ class Gate:
 
     @hookimpl
     def select(self, lineage: Lineage) -> Sequence[Candidate]:
-        for candidate in reversed(list(lineage)):
+        for candidate in reversed(lineage):
             if self.passes(candidate, lineage):
                 return [candidate]
         return [lineage.root]

@@ -21,7 +21,7 @@ from selfimprove.models import Engine, Models
 from selfimprove.records import Candidate, Lineage
 from selfimprove.retention import Retention
 from selfimprove.run import Run
-from selfimprove.storage import storage_error, write_json
+from selfimprove.storage import read_lines, storage_error, write_json
 from selfimprove.task import SPLITS, Split, Task, TaskView
 
 
@@ -80,7 +80,11 @@ class Session:
             "seed": parts.seed,
             "task": {split: parts.task.fingerprint(split) for split in SPLITS},
         }
-        self.lineage = self._resumed(identity) if (folder / "journal.jsonl").exists() else self._started(identity)
+        try:
+            self.lineage = self._resumed(identity) if any(read_lines(folder / "journal.jsonl")) else self._started(identity)
+        except BaseException:
+            self.close()
+            raise
 
     def improve(self) -> Lineage:
         """Run the loop until a guard stops it; the lineage that it made."""
@@ -103,7 +107,10 @@ class Session:
         return Lineage(root)
 
     def _resumed(self, identity: Mapping[str, Any]) -> Lineage:
-        recorded = json.loads((self.folder / "identity.json").read_text())
+        try:
+            recorded = json.loads((self.folder / "identity.json").read_bytes())
+        except (OSError, ValueError) as e:
+            raise ResumeError(f"{self.folder / 'identity.json'} cannot be read ({e}); restore it from a copy, or start a new run") from e
         differences = [f"{k}: the run has {recorded.get(k)}, this is {v}" for k, v in identity.items() if recorded.get(k) != v]
         if differences:
             raise ResumeError(

@@ -1,14 +1,14 @@
 """What a plugin's tests are made of: a scripted model, a toy task, and the contract of every role as a test class.
 
-    from selfimprove.testing import RewarderContract, toy_session
+from selfimprove.testing import RewarderContract, toy_session
 
-    class TestMyRewarder(RewarderContract):
-        def make_plugin(self) -> MyRewarder:
-            return MyRewarder(weight=0.5)
+class TestMyRewarder(RewarderContract):
+    def make_plugin(self) -> MyRewarder:
+        return MyRewarder(weight=0.5)
 
-    def test_it_improves(tmp_path: Path) -> None:
-        lineage = toy_session(tmp_path, rounds=3, rewarder=MyRewarder()).improve()
-        assert lineage.score(lineage.latest.id) > lineage.score(lineage.round(0).children[0].id)
+def test_it_improves(tmp_path: Path) -> None:
+    lineage = toy_session(tmp_path, rounds=3, rewarder=MyRewarder()).improve()
+    assert lineage.score(lineage.latest.id) > lineage.score(lineage.round(0).children[0].id)
 """
 
 from selfimprove.testing.contracts import (

@@ -333,7 +333,8 @@ class TaskContract:
             for item in task.items(split):
                 for q in item.questions:
                     accepted = answers[q.id]
-                    assert accepted and all(isinstance(a, str) and a.strip() for a in accepted), f"{q.id}: {accepted!r}"
+                    assert accepted, f"{q.id} has no accepted answer"
+                    assert all(isinstance(a, str) and a.strip() for a in accepted), f"{q.id}: {accepted!r}"
 
     def test_fingerprints(self) -> None:
         """They tell splits apart, and two equal tasks do not differ."""

@@ -12,7 +12,7 @@ from typing import Any
 from selfimprove import identity
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train
-from selfimprove.models.layer import Adapter, Weights
+from selfimprove.models.layer import Adapter, Request, Weights
 from selfimprove.records import Part
 
 Script = Callable[[Generate, tuple[Document, ...]], str]
@@ -65,7 +65,7 @@ class ScriptedEngine:
     def key(self) -> Mapping[str, Any]:
         return {"engine": self.name, "rows": self.rows, "facts": identity.digest(self.facts), "texts": identity.digest(self._texts)}
 
-    def tiles(self, requests: Sequence[Generate] | Sequence[Score] | Sequence[Train], weights: Weights) -> list[list[int]]:
+    def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
         everything = range(len(requests))
         return [list(everything[at : at + self.rows]) for at in range(0, len(requests), self.rows)]
 

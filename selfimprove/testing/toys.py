@@ -248,7 +248,7 @@ def toy_session(
 ) -> Session:
     """A session on the toy task with the scripted engine; keyword arguments named like roles replace the toy ones.
 
-    >>> lineage = toy_session(tmp_path, rewarder=MyRewarder()).improve()        # doctest: +SKIP
+    >>> lineage = toy_session(tmp_path, rewarder=MyRewarder()).improve()  # doctest: +SKIP
     """
     task = task or ToyTask()
     parts = Parts(
