@@ -37,7 +37,7 @@ def admit(roles: Mapping[str, Any], observers: Sequence[Any] = (), middleware: S
         _check_hooks(observer, {*_hooks_of(Observer)}, "an observer")
         _register(manager, observer, f"observer.{i}")
     if not any("should_stop" in _implemented(o) for o in observers):
-        raise AdmissionError("no guard would ever stop this run; add one, such as `guard=rounds guard.rounds=2`")
+        raise AdmissionError("no guard would ever stop this run; add one, such as `guard=[rounds] guard.rounds.rounds=2`")
     manager.register(Contracts(), "contracts")
     manager.check_pending()
     return manager

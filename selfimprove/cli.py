@@ -1,0 +1,323 @@
+"""The command line: what a user types, and nothing else. Every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfimprove import discovery
+from selfimprove.errors import ContractError, SelfImproveError, UserError
+
+if TYPE_CHECKING:
+    from selfimprove.config import Config
+    from selfimprove.session import Session
+
+EPILOG = """options are overrides, as Hydra writes them:
+  selfimprove run strategy=seal                                one strategy, everything else by default
+  selfimprove run strategy=seal rewarder=log_likelihood seed=3 another rewarder, another seed
+  selfimprove run strategy=seal guard.rounds.rounds=4          a value inside an option
+  selfimprove run strategy=seal guard=[rounds,budget] guard.budget.labels=500
+  selfimprove run strategy=seal --cfg job                      print the configuration, start nothing
+  selfimprove run -m strategy=seal seed=0,1                    one run after the other, each in its own folder
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 a plugin broke its contract or a check failed, 2 something the user can mend."""
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    if strange := [e for e in extra if e.startswith("-") or "overrides" not in arguments]:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if extra:  # overrides after an option, as in `run seed=1 -m strategy=seal`
+        arguments.overrides = [*arguments.overrides, *extra]
+    try:
+        return int(arguments.command(arguments))
+    except UserError as e:
+        print(f"error: {clean(str(e))}", file=sys.stderr)
+        return 2
+    except ContractError as e:
+        print(f"a plugin broke its contract: {clean(str(e))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `selfimprove list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# ---- commands ----
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compose, and run the loop: once, or once for each job of a multirun."""
+    from selfimprove import config
+
+    jobs = config.jobs(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
+    configs = [config.compose(job) for job in jobs]  # all of them before the first starts
+    if arguments.cfg:
+        print("---\n".join(c.text() for c in configs), end="")
+        return 0
+    for composed in configs:
+        config.check(composed)
+    failed = 0
+    for number, (job, composed) in enumerate(zip(jobs, configs, strict=True)):
+        if len(jobs) == 1:
+            _start(composed, number if arguments.multirun else None)
+            continue
+        print(f"job {number + 1} of {len(jobs)}: {' '.join(job)}")
+        try:
+            _start(composed, number)
+        except SelfImproveError as e:  # one bad job does not take the others with it
+            failed += 1
+            print(f"error: job {number + 1}: {clean(str(e))}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{failed} of {len(jobs)} jobs failed; what each said stands above")
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run from its last finished piece of work."""
+    from selfimprove import runfolder
+
+    folder: Path = arguments.run
+    if (folder / runfolder.TEST).exists():
+        raise UserError(f"{folder} was measured on its sealed test, and a run does not go on after that; start a new one")
+    _, session = runfolder.opened(folder)
+    print(f"resuming {folder} after {len(session.lineage)} rounds")
+    return _improve(session)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Rounds, edits, ledger and lineage of a run."""
+    from rich.console import Console
+
+    from selfimprove.report import render_run
+
+    render_run(arguments.run, Console())
+    return 0
+
+
+def catalogue(arguments: argparse.Namespace) -> int:
+    """Everything that is installed, with its distribution and version."""
+    groups = {o.group for s in discovery.sources() for o in s.options()}
+    if arguments.group and arguments.group not in groups:
+        raise UserError(f"there is no group {arguments.group!r}{discovery.nearest(arguments.group, groups)} (groups: {', '.join(sorted(groups))})")
+    for line in _catalogue(arguments.group):
+        print(line)
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """What a run would cost; starts nothing."""
+    from selfimprove import config
+    from selfimprove.plan import planned
+
+    composed = config.compose(arguments.overrides)
+    config.check(composed)
+    for line in planned(composed):
+        print(line)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """The sealed test: measured once, recorded, then printed."""
+    from selfimprove.sealed import recorded, sealed_test, table
+
+    known = recorded(arguments.run)
+    if known is not None:
+        print(f"{arguments.run} was measured on its sealed test before, and that happens once; the recorded result:")
+    for line in table(known if known is not None else sealed_test(arguments.run, arguments.unfinished)):
+        print(line)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """A candidate's weights, for peft or transformers."""
+    from selfimprove import runfolder
+    from selfimprove.export import export as write
+
+    _, session = runfolder.opened(arguments.run, only_measure=True)
+    try:
+        chosen = runfolder.candidate(session.lineage, arguments.candidate)
+        merged = True if arguments.merged else False if arguments.adapter else None
+        write(session.run.models, chosen, arguments.destination, merged)
+    finally:
+        session.close()
+    print(f"candidate {chosen.id[:12]} is in {arguments.destination}")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Whether this machine is ready; every failing row prints its fix."""
+    from selfimprove.doctor import rows
+
+    found = list(rows())
+    width = max(len(r.name) for r in found)
+    for row in found:
+        print(clean(f"{row.mark:<4} {row.name:<{width}}  {row.value}"))
+        if row.fix:
+            print(clean(f"     {'':<{width}}  fix: {row.fix}"))
+    return 1 if any(r.mark == "fail" for r in found) else 0
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """The completion script of a shell."""
+    from selfimprove.completion import script
+
+    print(script(arguments.shell, list(arguments.commands), _words()))
+    return 0
+
+
+# ---- pieces ----
+
+
+def _start(composed: Config, job: int | None) -> None:
+    from selfimprove import config, runfolder
+    from selfimprove.session import Session
+
+    parts = config.build(composed)
+    folder = runfolder.fresh(composed, job)
+    runfolder.record(composed, folder)
+    _improve(Session(parts, folder))
+
+
+def _improve(session: Session) -> int:
+    from rich.console import Console
+
+    from selfimprove.journal import lineage_digest
+    from selfimprove.report import closing_table
+
+    folder = session.folder
+    try:
+        lineage = session.improve()
+    except (KeyboardInterrupt, SelfImproveError):
+        print(f"stopped; nothing that was finished is lost: `selfimprove resume {folder}`", file=sys.stderr)
+        raise
+    reason = session.hook.should_stop(lineage=lineage, run=session.run)
+    Console().print(closing_table(folder))
+    print(f"stopped because {reason}")
+    print(f"lineage {lineage_digest(folder / 'journal.jsonl')}")
+    print(f"run folder {folder}")
+    return 0
+
+
+def _catalogue(only: str | None = None) -> Iterator[str]:
+    """One line for each option of each group, then what is broken."""
+    found = discovery.sources()
+    options = sorted((o for s in found for o in s.options() if o.group), key=lambda o: (_place(o.group), o.group, o.name))
+    counts: dict[tuple[str, str], list[str]] = {}
+    for option in options:
+        counts.setdefault((option.group, option.name), []).append(option.source.distribution)
+    shown = [o for o in options if only in (None, o.group)]
+    names = max((len(o.name) for o in shown), default=0)
+    origins = max((len(_origin(o.source)) for o in shown), default=0)
+    faults = {s.package: s.broken() for s in found}
+    group = ""
+    for option in shown:
+        if option.group != group:
+            group = option.group
+            yield f"{group}:"
+        owners = counts[(option.group, option.name)]
+        double = f"offered by {' and by '.join(owners)}; uninstall one" if len(owners) > 1 else None
+        reason = double or faults[option.source.package] or option.broken()
+        note = f"BROKEN: {reason}" if reason else option.summary
+        yield clean(f"  {option.name:<{names}}  {_origin(option.source):<{origins}}  {note}".rstrip())
+    for source in found:
+        if faults[source.package] and not any(o.source is source for o in options):
+            yield clean(f"BROKEN: {_origin(source)}: {faults[source.package]}")
+
+
+_ORDER = (
+    "strategy",
+    "selector",
+    "editor",
+    "rewarder",
+    "updater",
+    "evaluator",
+    "task",
+    "model",
+    "engine",
+    "grader",
+    "guard",
+    "observer",
+    "middleware",
+)
+
+
+def _place(group: str) -> int:
+    return _ORDER.index(group) if group in _ORDER else len(_ORDER)
+
+
+def _origin(source: discovery.Source) -> str:
+    return f"{source.distribution} {source.version}"
+
+
+def _words() -> list[str]:
+    return sorted({f"{o.group}={o.name}" for s in discovery.sources() for o in s.options() if o.group})
+
+
+def clean(text: str) -> str:
+    """The text without control characters, which a plugin or a model could use to write over the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help ends with every installed option, read when it is asked for."""
+
+    lists_options = False
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return (
+            f"{text}\ninstalled options, and the distribution that provides each:\n" + "\n".join(_catalogue()) + "\n" if self.lists_options else text
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="selfimprove", description="Self-improvement strategies for language models.", epilog=EPILOG, formatter_class=raw)
+    parser.lists_options = True
+    parser.add_argument("--version", action="version", version=f"selfimprove {discovery.version_of('selfimprove')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str, **more: Any) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, formatter_class=raw, **more)
+        sub.set_defaults(command=command, parser=sub, commands=commands.choices)
+        return sub
+
+    p = add("run", run, "start a run", epilog=EPILOG)
+    p.lists_options = True  # type: ignore[attr-defined]
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
+    p.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b, each in its own folder")
+    p.add_argument("--cfg", choices=["job"], help="print the configuration and start nothing")
+    p = add("resume", resume, "go on with a run")
+    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    p = add("list", catalogue, "what is installed: strategies, roles, tasks, models …")
+    p.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
+    p = add("show", show, "rounds, best and worst edits, ledger and lineage of a run")
+    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    p = add("plan", plan, "measure speed on a few batches and print what a run would cost; starts nothing")
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
+    p = add("eval", evaluate, "measure a run's sealed test, once")
+    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    p.add_argument("--unfinished", action="store_true", help="also where no guard has stopped the run; it cannot be resumed afterwards")
+    p = add("export", export, "write a candidate for peft or transformers")
+    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    p.add_argument("candidate", metavar="CANDIDATE", help="root, latest, best or the beginning of an id")
+    p.add_argument("destination", type=Path, metavar="DIR", help="a folder that is new or empty")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--merged", action="store_true", help="whole weights, also where an adapter would do")
+    form.add_argument("--adapter", action="store_true", help="an adapter, or an error where the candidate is not one")
+    add("doctor", doctor, "check this machine and what is installed")
+    p = add("completion", completion, 'shell completion: eval "$(selfimprove completion bash)"')
+    p.add_argument("shell", choices=["bash", "zsh", "fish"])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
