@@ -8,8 +8,8 @@ a torn line where it is a journal), and before a finished file gets its name.
     for at in range(total):
         assert digest_after_kill(make, tmp_path / str(at), at) == whole
 
-`make` is a function of the run folder that returns a `Session`; it has to be importable, since the killed run is a process
-of its own.
+`make` is a function of the run folder that returns a `Session`. The killed run is a process of its own, so `make` has to be
+one that can be pickled: a function of an installed module, or `functools.partial(toy_session, rounds=3, updater=MyUpdater())`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Clock:
 
 def _in_a_process(make: Make, folder: Path, at: int | None) -> tuple[bool, int]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["selfimprove.testing.kill", make.__module__])
+    context.set_forkserver_preload(["selfimprove.testing"])
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(make, folder, at, sending))
     process.start()
