@@ -89,10 +89,8 @@ def model_card(folder: Path, candidate: Candidate, base: str, adapter: bool) -> 
     lines += ["|  |  |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in rows.items()), ""]
     if adapter:
         lines += ["Load it with `peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER)`.", ""]
-        lines += [
-            "It belongs on exactly the weights that it was trained on" + (", which `selfimprove` converts once and caches." if embedded else "."),
-            "",
-        ]
+        where = ", which `selfimprove` converts once and caches" if embedded else ""
+        lines += [f"It belongs on exactly the weights that it was trained on{where}.", ""]
     else:
         lines += ["Load it with `transformers.AutoModelForCausalLM.from_pretrained(FOLDER)`.", ""]
     if config:

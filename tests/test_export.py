@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def layer(base: Path, tmp_path: Path) -> Iterator[Models]:
+def layer(base: Path, tmp_path: Path) -> Models:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(f"seed: 3\nmodel:\n  name: {base}\nchoices:\n  strategy: seal\n")
     (folder / "versions.json").write_text('{"packages": {"selfimprove": "0.1.0"}, "git": "abc", "configuration": {}}')
-    yield Models(TorchEngine(str(base), dtype="float32"), folder, Ledger())
+    return Models(TorchEngine(str(base), dtype="float32"), folder, Ledger())
 
 
 def trained(layer: Models, on: Part, merge: bool = False, first_layer: int = 0) -> Part:
