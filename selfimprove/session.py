@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise storage_error(folder, e) from e
-        self._lock = _locked(folder)
+        self._release = weakref.finalize(self, os.close, _locked(folder))
         self.folder = folder
         self.hook = calls(self.manager)
         ledger = Ledger()
@@ -97,7 +99,7 @@ class Session:
         return self.lineage
 
     def close(self) -> None:
-        self._lock.close()
+        self._release()
 
     def _started(self, identity: Mapping[str, Any]) -> Lineage:
         write_json(self.folder / "identity.json", identity)
@@ -123,15 +125,15 @@ class Session:
         return lineage
 
 
-def _locked(folder: Path) -> Any:
-    """The folder's lock, held by this process until it is closed. Raises: StorageError."""
+def _locked(folder: Path) -> int:
+    """A descriptor of the folder's lock, held by this process until it is closed. Raises: StorageError."""
     try:
-        lock = open(folder / ".lock", "w")  # noqa: SIM115  (held until `close`)
+        lock = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as e:
         raise storage_error(folder, e) from e
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        lock.close()
+        os.close(lock)
         raise StorageError(f"{folder} is in use by another process; wait for it, or choose another folder") from e
     return lock
