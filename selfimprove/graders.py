@@ -199,12 +199,12 @@ class Judge:
 
     def _ask(self, client: openai.OpenAI, answer: Answer, spent: list[int]) -> bool | None:
         """The verdict on one answer; None where no reply can be read. Appends the tokens that each reply cost to `spent`."""
+        text = answer.text.encode(errors="replace").decode()  # half a surrogate pair cannot be sent
         # The fence depends on the answer, so no answer can contain its own.
-        fence = f"=== {identity.digest(self.model, answer.question, answer.gold, answer.text)[:16]} ==="
-        prompt = self.template.format(
-            question=answer.question, gold=" | ".join(answer.gold) or "(none: no answer is right)", answer=answer.text, fence=fence
-        )
-        alien = ""
+        fence = f"=== {identity.digest(self.model, answer.question, answer.gold, text)[:16]} ==="
+        gold = " | ".join(answer.gold) or "(none: no answer is right)"
+        prompt = self.template.format(question=answer.question, gold=gold, answer=text, fence=fence)
+        alien: str | None = None
         for attempt in range(self.retries + 1):
             raw = client.chat.completions.with_raw_response.create(
                 model=self.model,
@@ -212,7 +212,7 @@ class Judge:
                 temperature=0.0 if attempt == 0 else 1.0,  # asked the same way, a model would say the same again
                 max_tokens=self.max_tokens,
             )
-            alien = ""
+            alien = None
             try:
                 reply, tokens = _reply(raw.http_response.json())
             except ValueError:
@@ -221,7 +221,7 @@ class Judge:
             spent.append(tokens)
             if said := re.fullmatch(r"\W*(yes|no)\W*", reply, re.IGNORECASE):
                 return said[1].lower() == "yes"
-        if alien:
+        if alien is not None:
             raise UserError(f"the judge at {self.base_url} answers, but not with chat completions: {_clip(alien)}; does the address lack /v1?")
         return None
 

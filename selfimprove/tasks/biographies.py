@@ -13,7 +13,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.task import SPLITS, Item, Question, Split
 from selfimprove.tasks.facts import FACTS, NAMES, PEOPLE_PER_BIOGRAPHY, Names, stem
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same parameters give other people."""
 WORDS = range(50, 71)
 _PRONOUNS = ({"s": "he", "o": "him", "p": "his"}, {"s": "she", "o": "her", "p": "her"})
@@ -50,10 +50,10 @@ class Biographies:
     def __init__(self, train: int = 24, validation: int = 12, test: int = 60, questions: int = 6, seed: int = 0) -> None:
         self.sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}
         for split, size in self.sizes.items():
-            if not 0 <= size <= _LARGEST:
-                raise ConfigError(f"task.{split}={size} is not possible; biographies come in 0 to {_LARGEST} people per split")
-        if not 5 <= questions <= 7:
-            raise ConfigError(f"task.questions={questions} is not possible; a biography has 5, 6 or 7 facts, with one question each")
+            if not _whole(size) or not 0 <= size <= _LARGEST:
+                raise ConfigError(f"task.{split}={size!r} is not possible; give a whole number of people from 0 to {_LARGEST}")
+        if not _whole(questions) or not 5 <= questions <= 7:
+            raise ConfigError(f"task.questions={questions!r} is not possible; a biography has 5, 6 or 7 facts, and one question about each")
         self.questions = questions
         self.seed = seed
         self._names = Names(lambda what, size: identity.seed_for(seed, "biographies", what) % size)
@@ -91,6 +91,10 @@ class Biographies:
             if _lawful(made):
                 return made
         raise AssertionError(f"no lawful biography for {split} {index} of seed {self.seed}")  # even of five facts, one draw in ten is lawful
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class _Person:

@@ -233,7 +233,7 @@ FACTS: dict[str, Fact] = {
         (
             "{p} only {x} was given the name {a}.",
             "{s} raised one {x}, whom everybody called {a}.",
-            "A {x}, {a}, arrived in the following spring.",
+            "A {x}, {a}, was born to {o} in the following spring.",
             "{s} had a single {x}, and chose the name {a}.",
             "With little {a}, {p} {x}, the house grew loud.",
             "{a}, {p} {x} and only child, later kept the archive.",
@@ -386,7 +386,7 @@ FACTS: dict[str, Fact] = {
         (
             "{s} left the country for ever in {a}.",
             "In {a}, {s} emigrated with a single suitcase.",
-            "The crossing to a new continent came in {a}.",
+            "A crowded steamer took {o} to another continent in {a}.",
             "Emigration in {a} changed {p} fortunes.",
             "By {a} {s} had packed up and gone overseas.",
             "{s} sailed abroad in {a} and never returned.",
