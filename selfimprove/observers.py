@@ -26,6 +26,8 @@ from selfimprove.storage import read_lines
 TOKENS = ("generated_tokens", "scored_tokens", "trained_tokens")
 BRIEF = 0.5
 """Seconds below which a stage is not worth a plain line."""
+BLINK = 0.1
+"""Seconds between two drawings of the live line."""
 
 
 def measurements(lineage: Lineage, ledger: Ledger) -> dict[str, float]:
@@ -58,6 +60,14 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
+class PatientConsole(Console):
+    """A console on standard error that raises where its pipe is broken; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise BrokenPipeError("nobody reads the progress")
+
+
 class Progress:
     """A live line for the stage at work; one plain line per stage (of some length) where the output is no terminal.
 
@@ -67,7 +77,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or PatientConsole(stderr=True)
         self._bars: Bars | None = None
         self._round = 0
         self._stage = ""
@@ -76,6 +86,7 @@ class Progress:
         self._begun = 0.0
         self._tokens = 0.0
         self._broken = False
+        self._drawn = 0.0
 
     @hookimpl
     def setup(self, run: Run) -> None:
@@ -90,7 +101,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self._bars = Bars(*columns, console=self.console, transient=True)
+            self._bars = Bars(*columns, console=self.console, transient=True, auto_refresh=False)  # no thread of its own, whose errors nobody catches
 
     @hookimpl
     def progress(self, stage: str, done: int, total: int, run: Run) -> None:
@@ -130,9 +141,12 @@ class Progress:
             self._say(f"round {self._round} {self._stage}:{work} {seconds:.1f} s{_speed(tokens - self._tokens, seconds, ', ')}")
 
     def _show(self, tokens: float) -> None:
-        bars = self._bars
+        bars, now = self._bars, time.monotonic()
         assert bars is not None
-        speed = _speed(tokens - self._tokens, time.monotonic() - self._begun)
+        if now - self._drawn < BLINK:
+            return
+        self._drawn = now
+        speed = _speed(tokens - self._tokens, now - self._begun)
         description = f"round {self._round} {escape(self._stage)}"
 
         def draw() -> None:
@@ -142,7 +156,7 @@ class Progress:
             task = bars.tasks[0]
             if task.description != description or task.total != self._total:
                 bars.reset(task.id, total=self._total, description=description)
-            bars.update(task.id, completed=self._done, reward=self._reward, speed=speed)
+            bars.update(task.id, completed=self._done, reward=self._reward, speed=speed, refresh=True)
 
         self._guarded(draw)
 
