@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import itertools
 import math
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -315,11 +315,11 @@ def _check_override(override: Override, options: Sequence[Option]) -> None:
     if key not in GROUPS or override.is_delete() or override.is_sweep_override():
         return
     value = override.value()
-    if value is None and key in SEVERAL:
-        raise ConfigError(f"{line}: write {key}=[] to take none")
+    if value is None:
+        raise ConfigError(f"{line}: write {key + '=[]' if key in SEVERAL else '~' + key} to take none")
     for name in value if isinstance(value, list) else [value]:
         names = sorted(o.name for o in options if o.group == key)
-        if name is None or name in names:
+        if name in names:
             continue
         elsewhere = sorted({o.group for o in options if o.name == name and o.group in GROUPS})
         hint = f"; {name} is an option of {' and '.join(elsewhere)}" if elsewhere else nearest(str(name), names)
@@ -337,8 +337,12 @@ def _explained(e: Exception, overrides: Sequence[str], options: Sequence[Option]
     for override in parse(overrides):
         key = str(override.key_or_group)
         if f"'{key}'" in first:
-            known = _keys_without(override, overrides)
-            remedy = nearest(key, known) or (f"; {key.rpartition('.')[0]} has {own}" if (own := _siblings(key, known)) else "")
+            known = [k for k in _keys_without(override, overrides) if not k.endswith("_target_")]
+            parent = key.rpartition(".")[0]
+            own = [k for k in known if parent and k.startswith(parent + ".")]
+            remedy = nearest(key, own) or nearest(key, known)
+            if own and not remedy:
+                remedy = f"; {parent} has {', '.join(sorted({k[len(parent) + 1 :].split('.')[0] for k in own}))}"
             return ConfigError(f"{override.input_line}: there is no {key!r}{remedy}")
     missing = getattr(e, "missing_cfg_file", None)
     if missing:
@@ -361,12 +365,6 @@ def _keys_without(bad: Override, overrides: Sequence[str]) -> list[str]:
         return []
 
 
-def _siblings(key: str, known: Sequence[str]) -> str:
-    parent = key.rpartition(".")[0]
-    own = [k for k in known if parent and k.startswith(parent + ".") and not k.endswith("_target_")]
-    return ", ".join(sorted({k[len(parent) + 1 :].split(".")[0] for k in own}))
-
-
 def _flat(node: Any, at: str = "") -> Iterator[str]:
     if at:
         yield at
@@ -381,10 +379,10 @@ def _resolved(whole: DictConfig) -> Config:
         if missing:
             raise ConfigError(f"{missing[0]} has to be given: add `{missing[0]}=VALUE`")
         values = OmegaConf.to_container(whole, resolve=True)
-        # A name stands for itself while the recorded form is made, however deep the interpolation that uses it.
-        OmegaConf.register_new_resolver("oc.env", lambda *a: "${oc.env:" + ",".join(map(str, a)) + "}", replace=True)
+        # A lookup stands for itself while the recorded form is made, however deep the interpolation that uses it.
+        OmegaConf.register_new_resolver("oc.env", lambda *a: f"{_LOOKUP[0]}{','.join(map(str, a))}{_LOOKUP[1]}", replace=True)
         try:
-            recorded = OmegaConf.to_container(whole, resolve=True)
+            recorded = _written(OmegaConf.to_container(whole, resolve=True))
         finally:
             OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     except OmegaConfBaseException as e:
@@ -394,6 +392,21 @@ def _resolved(whole: DictConfig) -> Config:
     assert isinstance(recorded, dict)
     _check_plain(cast(dict[str, Any], values))
     return Config(cast(dict[str, Any], values), cast(dict[str, Any], recorded))
+
+
+_LOOKUP = ("\ue000", "\ue001")  # private characters, around the name of a variable of the environment
+
+
+def _written(node: Any) -> Any:
+    """The form of a resolved value that resolves to it again."""
+    if isinstance(node, dict):
+        return {key: _written(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_written(value) for value in node]
+    if isinstance(node, str):
+        escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
+        return escaped.replace(_LOOKUP[0], "${oc.env:").replace(_LOOKUP[1], "}")
+    return node
 
 
 def _check_plain(values: dict[str, Any]) -> None:
@@ -439,9 +452,11 @@ def _names(group: str, found: Sequence[Source]) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in get_args(annotation))
+    if annotation in _TYPES:
+        return _TYPES[annotation]
     return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation).replace("typing.", "")
 
 
-def digest(text: str) -> str:
-    """The digest of a configuration's text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null", None: "null"}

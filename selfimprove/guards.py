@@ -27,11 +27,10 @@ class Budget:
     """Stop before the round after the budget is spent, in any units of the ledger: ``Budget(flops=1e15, labels=500)``."""
 
     def __init__(self, **limits: float | None) -> None:
-        limits = {unit: limit for unit, limit in limits.items() if limit is not None}
-        unknown = sorted(set(limits) - set(UNITS))
-        if unknown or not limits:
+        self.limits = {unit: limit for unit, limit in limits.items() if limit is not None}
+        unknown = sorted(set(self.limits) - set(UNITS))
+        if unknown or not self.limits:
             raise ConfigError(f"a budget wants limits in {', '.join(UNITS)}; got {', '.join(unknown) or 'none'}")
-        self.limits = limits
 
     @hookimpl
     def should_stop(self, run: Run) -> str | None:
