@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import string
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfimprove import identity
 from selfimprove.errors import ConfigError, UserError
 from selfimprove.ledger import Ledger
+from selfimprove.storage import append_line, read_lines
 
 if TYPE_CHECKING:
     import openai
@@ -86,7 +89,7 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = str.maketrans({**dict.fromkeys(string.punctuation + "‘’“”„«»", ""), **dict.fromkeys("–—―", " ")})
 
 
-def _best(answer: Answer, compare: Any) -> float:
+def _best(answer: Answer, compare: Callable[[Sequence[str], Sequence[str]], float]) -> float:
     text = normalised(answer.text)
     return max((compare(normalised(gold), text) for gold in answer.gold), default=0.0)
 
@@ -126,7 +129,8 @@ class Judge:
     """1 where a model behind an OpenAI-compatible chat endpoint says that the answer is right.
 
     Requests are retried with growing pauses when the server is busy, fails or hangs. A reply that is neither yes nor no is
-    asked for again; when no reply can be read, the grade is 0 and `unparsed` counts it.
+    asked for again; when no reply can be read, the grade is 0 and `unparsed` counts it. Nothing is asked twice: verdicts are kept
+    in memory, and on disk after `remember`.
 
     Raises: ConfigError, for options that cannot work; UserError, where the server cannot be reached or refuses.
     """
@@ -168,43 +172,69 @@ class Judge:
         self.max_tokens = max_tokens
         self.unparsed = 0
         """Answers graded 0 because no reply said yes or no."""
+        self._known: dict[str, tuple[bool | None, int]] = {}
+        self._file: Path | None = None
+
+    def remember(self, file: Path) -> None:
+        """Keep every verdict in `file` from now on, and know those that it holds: a resumed run asks only for what is missing."""
+        for line in read_lines(file):
+            key, verdict, tokens = json.loads(line)
+            self._known[key] = (verdict, tokens)
+        self._file = file
 
     def grade(self, answers: Sequence[Answer], ledger: Ledger) -> list[float]:
+        keys = [self._key(a) for a in answers]
+        missing = {key: a for key, a in zip(keys, answers, strict=True) if key not in self._known}
+        try:
+            if missing:
+                self._ask_all(missing)
+        finally:  # what was answered is charged, remembered or not, so that a resumed run pays the same
+            ledger.charge(generated_tokens=sum(self._known[key][1] for key in set(keys) if key in self._known))
+        verdicts = [self._known[key][0] for key in keys]
+        self.unparsed += verdicts.count(None)
+        return [float(v is True) for v in verdicts]
+
+    def _key(self, answer: Answer) -> str:
+        question, text, *gold = (_sendable(t) for t in (answer.question, answer.text, *answer.gold))
+        return identity.digest("judge", self.base_url, self.model, self.template, self.max_tokens, question, gold, text)
+
+    def _ask_all(self, missing: Mapping[str, Answer]) -> None:
+        """Ask about all of these, a few at a time. One failure ends the batch; what was answered until then is known."""
         import openai  # slow to import, and only judges need it
 
-        distinct = list(dict.fromkeys(answers))
-        spent: list[int] = []
+        stop, lock = threading.Event(), threading.Lock()
+
+        def ask(key: str) -> None:
+            if stop.is_set():
+                return
+            try:
+                verdict, tokens = self._ask(client, missing[key], fence=f"=== {key[:16]} ===")
+            except BaseException:
+                stop.set()  # spare the server the rest
+                raise
+            with lock:
+                self._known[key] = (verdict, tokens)
+                if self._file is not None:
+                    append_line(self._file, json.dumps([key, verdict, tokens]))
+
         key = os.environ.get(self.api_key_env, "") if self.api_key_env else "none"
         with openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.retries) as client:
-            stop = threading.Event()
-
-            def ask(answer: Answer) -> bool | None:
-                if stop.is_set():
-                    return None
-                try:
-                    return self._ask(client, answer, spent)
-                except BaseException:
-                    stop.set()  # one failure ends the batch: spare the server the rest
-                    raise
-
             try:
                 with ThreadPoolExecutor(self.max_in_flight) as pool:
-                    verdicts = dict(zip(distinct, pool.map(ask, distinct), strict=True))
+                    for _ in pool.map(ask, missing):
+                        pass
             except openai.OpenAIError as error:
                 raise UserError(self._explain(error)) from error
-            finally:
-                ledger.charge(generated_tokens=sum(spent))
-        self.unparsed += sum(verdicts[a] is None for a in answers)
-        return [float(verdicts[a] is True) for a in answers]
 
-    def _ask(self, client: openai.OpenAI, answer: Answer, spent: list[int]) -> bool | None:
-        """The verdict on one answer; None where no reply can be read. Appends the tokens that each reply cost to `spent`."""
-        text = answer.text.encode(errors="replace").decode()  # half a surrogate pair cannot be sent
-        # The fence depends on the answer, so no answer can contain its own.
-        fence = f"=== {identity.digest(self.model, answer.question, answer.gold, text)[:16]} ==="
+    def _ask(self, client: openai.OpenAI, answer: Answer, fence: str) -> tuple[bool | None, int]:
+        """The verdict on one answer, None where no reply can be read, and the tokens that the replies took.
+
+        The fence is a digest of the answer and what it answers, so no answer can contain its own.
+        """
         gold = " | ".join(answer.gold) or "(none: no answer is right)"
-        prompt = self.template.format(question=answer.question, gold=gold, answer=text, fence=fence)
+        prompt = _sendable(self.template.format(question=answer.question, gold=gold, answer=answer.text, fence=fence))
         alien: str | None = None
+        spent = 0
         for attempt in range(self.retries + 1):
             raw = client.chat.completions.with_raw_response.create(
                 model=self.model,
@@ -218,12 +248,12 @@ class Judge:
             except ValueError:
                 alien = raw.http_response.text
                 continue
-            spent.append(tokens)
+            spent += tokens
             if said := re.fullmatch(r"\W*(yes|no)\W*", reply, re.IGNORECASE):
-                return said[1].lower() == "yes"
+                return said[1].lower() == "yes", spent
         if alien is not None:
             raise UserError(f"the judge at {self.base_url} answers, but not with chat completions: {_clip(alien)}; does the address lack /v1?")
-        return None
+        return None, spent
 
     def _explain(self, error: openai.OpenAIError) -> str:
         """What a user can do about a failed request."""
@@ -266,6 +296,11 @@ def _reply(body: Any) -> tuple[str, int]:
             return text or "", tokens
         case _:
             return text or "", 0
+
+
+def _sendable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no request can carry."""
+    return text.encode(errors="replace").decode()
 
 
 def _clip(text: str) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,7 @@ class Server:
     """An OpenAI-compatible endpoint that follows a script of (number of the request, its body) -> reply."""
 
     def __init__(self, script: Script) -> None:
+        self.script = script
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.in_flight = self.most_in_flight = 0
@@ -186,7 +188,7 @@ class Server:
                     server.in_flight += 1
                     server.most_in_flight = max(server.most_in_flight, server.in_flight)
                 try:
-                    status, headers, content = script(number, body)
+                    status, headers, content = server.script(number, body)
                 finally:
                     with lock:
                         server.in_flight -= 1
@@ -375,6 +377,32 @@ def test_judge_bounds_the_requests_in_flight(serve: Callable[[Script], Server]) 
     answers = [Answer("?", (str(i),), str(i) if i % 2 else "x") for i in range(20)]
     assert Judge(server.url, "m", max_in_flight=3).grade(answers, Ledger()) == [float(i % 2) for i in range(20)]
     assert 1 < server.most_in_flight <= 3
+
+
+def test_judge_remembers_what_it_asked(serve: Callable[[Script], Server], tmp_path: Path) -> None:
+    """A judge that was killed in a batch asks only for the rest, and the ledger does not tell the difference."""
+    answers = [Answer("?", (str(i),), str(i) if i % 2 else "x") for i in range(6)]
+    file = tmp_path / "verdicts.jsonl"
+    broken = serve(lambda n, body: by_answer(n, body) if n < 4 else fails(400))
+    judge, ledger = Judge(broken.url, "m", max_in_flight=1), Ledger()
+    judge.remember(file)
+    with pytest.raises(UserError, match="400"):
+        judge.grade(answers, ledger)
+    assert ledger.totals["generated_tokens"] == 8
+    with open(file, "a") as f:
+        f.write('["torn')
+    broken.script = by_answer
+    asked = len(broken.requests)
+    for _ in range(2):
+        resumed, again = Judge(broken.url, "m"), Ledger()
+        resumed.remember(file)
+        assert resumed.grade(answers, again) == [float(i % 2) for i in range(6)]
+        assert again.totals["generated_tokens"] == 12
+    assert len(broken.requests) == asked + 2
+    other = Judge(broken.url, "another")
+    other.remember(file)
+    other.grade(answers[:1], Ledger())
+    assert len(broken.requests) == asked + 3, "another model's verdicts are another matter"
 
 
 def test_an_answer_cannot_close_its_own_fence(serve: Callable[[Script], Server]) -> None:
