@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import records
-from selfimprove.errors import ResumeError
+from selfimprove.errors import ContractError, ResumeError
 from selfimprove.hooks import hookimpl
 from selfimprove.identity import canonical
 from selfimprove.ledger import Ledger
@@ -72,7 +72,7 @@ def read(path: Path) -> tuple[Lineage, dict[str, Any], set[str]]:
                 lineage = lineage + records.decode_round(line["round"])
             ledger = line.get(_TIMED, ledger)
             labelled.update(line.get("labelled", ()))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError, ContractError) as e:
             raise ResumeError(f"{path}, line {number} is not a journal line ({type(e).__name__}: {e}); restore it from a copy") from e
     if lineage is None:
         raise ResumeError(f"{path} holds no run; start one with `selfimprove run`")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +32,7 @@ def render_run(folder: Path, console: Console) -> None:
     """
     run = history(folder)
     root = run.lineage.root
-    console.print(Text(f"{folder}: {len(run.lineage)} rounds, {run.lineage.size} candidates, digest {lineage_digest(folder / 'journal.jsonl')}"))
+    console.print(Text(f"{folder}: {len(run.lineage)} rounds, {run.lineage.size} candidates, lineage {lineage_digest(folder / 'journal.jsonl')}"))
     if not len(run.lineage):
         console.print(Text(f"no round is finished; the root is {_short(root.id)}. `selfimprove resume {folder}` goes on"))
     parts: list[RenderableType] = [rounds_table(run), edits_table(run), ledger_table(run), lineage_tree(run)]
@@ -76,7 +76,7 @@ def rounds_table(run: History) -> Table:
     return table
 
 
-def edits_table(run: History) -> Table:
+def edits_table(run: History) -> RenderableType:
     """The best and the worst edits of the run side by side, by mean reward over replicates."""
     ranked: list[tuple[float, int, Edit, list[Evaluation]]] = []
     void: dict[str, int] = {}
@@ -94,10 +94,11 @@ def edits_table(run: History) -> Table:
     table.add_column("worst", ratio=1)
     for best, worst in zip(ranked[:count], list(reversed(ranked))[:count], strict=True):
         table.add_row(_edit(*best), _edit(*worst))
-    if void:
-        commonest = sorted(void.items(), key=lambda kv: -kv[1])[:3]
-        table.caption = safe(f"{sum(void.values())} edits could not be measured: " + "; ".join(f"{n} × {reason}" for reason, n in commonest), 300)
-    return table
+    if not void:
+        return table
+    commonest = sorted(void.items(), key=lambda kv: -kv[1])[:3]
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in commonest)
+    return Group(table, safe(f"{sum(void.values())} edits could not be measured: {reasons}", 300))
 
 
 def ledger_table(run: History) -> Table:
