@@ -5,9 +5,8 @@ PYTHON ?= python3
 # The tested version. A machine with a GPU, or one without that shall not download GPU libraries, takes another build:
 #   make TORCH='torch==2.13.0 --index-url <index of that build>'
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
-RUN    ?= runs/demo
 # What the demo runs; `make demo SETTINGS='strategy=seal seed=1'` runs something else.
-SETTINGS ?= strategy=seal_demo
+SETTINGS ?= strategy=seal
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,7 +18,7 @@ PINS   := $(VENV)/constraints.txt
 .PHONY: demo test test-all lint slow env clean-env FORCE
 
 demo: env
-	$(BIN)/selfimprove run $(SETTINGS) run.folder=$(RUN)
+	$(BIN)/selfimprove run $(SETTINGS)
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
