@@ -338,11 +338,9 @@ def _explained(e: Exception, overrides: Sequence[str], options: Sequence[Option]
         key = str(override.key_or_group)
         if f"'{key}'" in first:
             known = [k for k in _keys_without(override, overrides) if not k.endswith("_target_")]
-            parent = key.rpartition(".")[0]
-            own = [k for k in known if parent and k.startswith(parent + ".")]
-            remedy = nearest(key, own) or nearest(key, known)
-            if own and not remedy:
-                remedy = f"; {parent} has {', '.join(sorted({k[len(parent) + 1 :].split('.')[0] for k in own}))}"
+            parent, _, last = key.rpartition(".")
+            own = sorted({k[len(parent) + 1 :].split(".")[0] for k in known if parent and k.startswith(parent + ".")})
+            remedy = nearest(last, own) or (f"; {parent} has {', '.join(own)}" if own else nearest(key, known))
             return ConfigError(f"{override.input_line}: there is no {key!r}{remedy}")
     missing = getattr(e, "missing_cfg_file", None)
     if missing:

@@ -1,0 +1,91 @@
+"""The shipped options: every one composes, names a class that exists, and gives exactly its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import yaml
+
+from selfimprove import config, discovery
+from selfimprove.discovery import Option
+
+SOURCES = discovery.sources()
+OPTIONS = [o for s in SOURCES for o in s.options()]
+STRATEGIES = sorted(o.name for o in OPTIONS if o.group == "strategy")
+GIVEN = {
+    "grader=judge": ["grader.base_url=http://localhost/v1", "grader.model=m"],
+    "guard=[budget]": ["guard.budget.labels=1"],
+    "model=hf": ["model.name=a/b"],
+    "task=squad": ["task.path=x.json"],
+}
+"""What an option has to be told."""
+
+
+def override(option: Option) -> list[str]:
+    first = f"{option.group}=[{option.name}]" if option.group in config.SEVERAL else f"{option.group}={option.name}"
+    return [first, *GIVEN.get(first, [])]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: f"{o.group}-{o.name}")
+def test_every_option_gives_exactly_the_arguments_of_its_class(option: Option) -> None:
+    assert option.broken() is None
+    for at, node in discovery.nodes(yaml.safe_load(option.text)):
+        cls = config.located(node["_target_"], at, SOURCES)
+        parameters = inspect.signature(cls).parameters.values()
+        named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+        given = {k for k in node if not k.startswith("_")}
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            assert named <= given
+        else:
+            assert given == named, f"{option.path.name}: {at or 'the node'} gives {sorted(given)}, {cls.__name__} takes {sorted(named)}"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: f"{o.group}-{o.name}")
+def test_every_option_says_what_it_is(option: Option) -> None:
+    assert option.summary
+    assert "/" not in option.group, "nested groups are missed by glob(*); keep names flat"
+    assert option.group in config.GROUPS
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_composes_with_every_option_of_every_group(strategy: str) -> None:
+    for option in OPTIONS:
+        if option.group != "strategy":
+            chosen = config.compose([f"strategy={strategy}", *override(option), *_engine_of(option)])
+            taken = chosen.choices[option.group]
+            assert option.name in (taken if option.group in config.SEVERAL else [taken])
+            config.check(chosen)
+
+
+def _engine_of(option: Option) -> list[str]:
+    """The toy engine reads the toy task's size, so another task brings another engine, and the other way round."""
+    if option.group == "task" and option.name != "toy":
+        return ["engine=scripted"]
+    return ["task=toy"] if (option.group, option.name) == ("engine", "toy") else []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_only_chooses_options(strategy: str) -> None:
+    [option] = [o for o in OPTIONS if (o.group, o.name) == ("strategy", strategy)]
+    written: dict[str, Any] = yaml.safe_load(option.text)
+    assert set(written) == {"defaults"}
+    for line in written["defaults"]:
+        [(key, value)] = line.items()
+        assert key.startswith("override /")
+        assert isinstance(value, (str, list))
+
+
+def test_every_group_can_be_chosen_on_the_command_line() -> None:
+    [core] = [s for s in SOURCES if s.distribution == discovery.CORE]
+    assert core.folder is not None
+    defaults = yaml.safe_load((core.folder / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    named = [next(iter(d)) for d in defaults if isinstance(d, dict)]
+    assert sorted(named) == sorted(config.GROUPS)
+    assert defaults.index("_self_") == len(defaults) - 2, "roles, then this file, then the strategy"
+    assert named[-1] == "strategy"
+
+
+def test_no_two_options_have_one_name() -> None:
+    discovery.check_unique(OPTIONS)
