@@ -71,19 +71,28 @@ class _Move(torch.autograd.Function):
 def packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a `Ragged` layout; plain SDPA where no layout is given."""
+    """Causal attention within each row of a `Ragged` layout, all of which see what the cache held before.
+
+    Plain SDPA where no layout is given.
+    """
     ragged: Ragged | None = kwargs.pop("ragged", None)
     if ragged is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return plain
 
     def rows(x: Tensor) -> Tensor:  # (1, H, T, D) -> (R, H, L, D)
         heads, size = x.shape[1], x.shape[3]
         padded = ragged.pad(x[0].transpose(0, 1).reshape(-1, heads * size))
         return padded.view(ragged.rows, ragged.width, heads, size).transpose(1, 2)
 
-    q, k, v = rows(query), rows(key), rows(value)
+    shared = key.shape[2] - query.shape[2]  # keys of a prefix that all rows have in common
+    q, k, v = rows(query), rows(key[:, :, shared:]), rows(value[:, :, shared:])
+    mask = None
+    if shared:
+        k, v = (torch.cat([whole[:, :, :shared].expand(ragged.rows, -1, -1, -1), own], dim=2) for whole, own in ((key, k), (value, v)))
+        mask = torch.ones(ragged.width, shared + ragged.width, dtype=torch.bool, device=q.device).tril(shared)
     grouped = q.shape[1] != k.shape[1]
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=grouped)
+    out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=kwargs.get("scaling"), enable_gqa=grouped)
     return ragged.flat(out.transpose(1, 2).reshape(ragged.rows, ragged.width, -1)).view(1, query.shape[2], q.shape[1], -1), None
 
 
@@ -106,7 +115,7 @@ class Bank:
         self.b = {n: torch.zeros(count, m.out_features, lora.rank, **options) for n, m in self.modules.items()}
         self._layout: Ragged | None = None
         self._rows: slice = slice(0, count)
-        self._last: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def initialise(self, seeds: Sequence[int]) -> None:
         """PEFT's initial weights, from one seed per adapter: A uniform (Kaiming, a = √5), B zero."""
@@ -142,21 +151,19 @@ class Bank:
         finally:
             for handle in handles:
                 handle.remove()
-            self._last = (None, None)
+            self._last = None
 
     def use(self, layout: Ragged, rows: slice) -> None:
         """From now on, row i of `layout` holds the tokens of adapter ``rows.start + i``."""
-        self._layout, self._rows, self._last = layout, rows, (None, None)
+        self._layout, self._rows, self._last = layout, rows, None
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             assert self._layout is not None
             x = args[0]
-            if self._last[0] is x:  # q, k and v (gate and up) read the same tensor
-                rows = self._last[1]
-            else:
-                rows = self._layout.pad(x.reshape(-1, x.shape[-1]))
-                self._last = (x, rows)
+            if self._last is None or self._last[0] is not x:  # q, k and v (gate and up) read the same tensor
+                self._last = (x, self._layout.pad(x.reshape(-1, x.shape[-1])))
+            rows = self._last[1]
             a, b = self.a[name], self.b[name]
             if self._rows != slice(0, self.count):
                 a, b = a[self._rows], b[self._rows]

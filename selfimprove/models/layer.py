@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Request = TypeVar("Request", Generate, Score, Train)
+TILES_IN_MEMORY = 8
+"""Train tiles whose adapters are kept in memory; the others are read from disk again."""
+
 Adapter = Mapping[str, "Tensor"]
 """LoRA weights by PEFT's names: ``base_model.model.<module>.lora_A.weight`` (rank, in) and ``…lora_B.weight`` (out, rank)."""
 
@@ -45,7 +49,8 @@ class Weights(Protocol):
     """How an engine gets at the adapters that a tile names."""
 
     def layered(self, policy: Part) -> Layered: ...
-    def adapter(self, name: str) -> tuple[Adapter, Lora]: ...
+    def adapter(self, name: str) -> Adapter: ...
+    def lora(self, name: str) -> Lora: ...
 
 
 class Engine(Protocol):
@@ -89,6 +94,8 @@ class Models:
         self.notify: Callable[[int, int], None] = lambda done, total: None
         self._made: dict[str, tuple[str, int]] = {}  # part digest -> (train tile, row)
         self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters
+        self._trained: dict[str, list[Train]] = {}  # train tile -> its requests
+        self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         for line in read_lines(folder / "parts.jsonl"):
             tile, parts = json.loads(line)
@@ -125,27 +132,30 @@ class Models:
         """Which adapters make up a policy. Raises: StorageError for a part this run did not make."""
         if policy.digest == self.root.digest:
             return Layered()
-        if policy.digest not in self._made:
-            raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
-        tile, row = self._made[policy.digest]
-        request = self._request(tile, row)
-        below = self.layered(request.policy)
-        if below.live is not None:
-            raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
-        if request.lora.merge:
-            return Layered((*below.merged, policy.digest))
-        return Layered(below.merged, policy.digest)
+        if policy.digest not in self._layered:
+            if policy.digest not in self._made:
+                raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
+            request = self._recipe(policy.digest)
+            below = self.layered(request.policy)
+            if below.live is not None:
+                raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
+            merged = request.lora.merge
+            self._layered[policy.digest] = Layered((*below.merged, policy.digest)) if merged else Layered(below.merged, policy.digest)
+        return self._layered[policy.digest]
 
-    def adapter(self, name: str) -> tuple[Adapter, Lora]:
+    def adapter(self, name: str) -> Adapter:
         """The weights of the adapter that made a policy; trained again where they were pruned."""
         tile, row = self._made[name]
-        lora = self._request(tile, row).lora
         if tile not in self._cache:
             path = self._path(tile, "safetensors")
             if not path.exists():
-                self._write_weights(tile, [a for a, _, _ in self.engine.train(self._requests(tile), self)[0]])
-            self._cache[tile] = _unpack(load_tensors(path.read_bytes()))
-        return self._cache[tile][row], lora
+                self._write_weights(tile, [a for a, _, _ in self.engine.train(self._recipes(tile), self)[0]])
+            self._remember(tile, self._load(path))
+        return self._cache[tile][row]
+
+    def lora(self, name: str) -> Lora:
+        """The settings of the adapter that made a policy."""
+        return self._recipe(name).lora
 
     def retain(self, keep: Iterable[Part]) -> None:
         """Prune the weights of all train tiles but those that these policies need."""
@@ -169,22 +179,32 @@ class Models:
             tile = [requests[i] for i in positions]
             name = digest(call, self.engine.key, [dataclasses.asdict(r) for r in tile])
             path = self._path(name, "json")
-            if path.exists():
-                stored = self._read(path)
-            else:
+            if not path.exists():
                 rows, charges = compute(name, tile) if call == "train" else compute(tile, self)
                 stored = {"call": call, "charges": charges, "results": [dataclasses.asdict(r) for r in rows]}
                 if call == "train":
                     stored["requests"] = [dataclasses.asdict(r) for r in tile]
                 write_json(path, stored)
+            rows, charges = self._finished(path, result, len(tile))
             if call == "train":
-                self._define(name, [r["policy"]["digest"] for r in stored["results"]])
-            self.ledger.charge(**stored["charges"])
-            for i, row in zip(positions, stored["results"], strict=True):
-                results[i] = result(**{**row, "policy": Part(**row["policy"])}) if call == "train" else result(**row)
+                self._define(name, [r.policy.digest for r in rows])
+            self.ledger.charge(**charges)
+            for i, row in zip(positions, rows, strict=True):
+                results[i] = row
             done += len(positions)
             self.notify(done, len(requests))
         return results
+
+    def _finished(self, path: Path, result: type[Any], count: int) -> tuple[list[Any], dict[str, float]]:
+        """The results and charges of a tile that is on disk. Raises: StorageError."""
+        stored = self._read(path)
+        try:
+            rows = [result(**({**r, "policy": Part(**r["policy"])} if result is Trained else r)) for r in stored["results"]]
+            if len(rows) != count:
+                raise ValueError(f"{len(rows)} results for {count} requests")
+            return rows, dict(stored["charges"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise _unreadable(path, e) from e
 
     def _train_tile(self, name: str, tile: Sequence[Train]) -> tuple[list[Trained], dict[str, float]]:
         trained, charges = self.engine.train(tile, self)
@@ -195,44 +215,65 @@ class Models:
     def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
         packed = {f"{row}/{k}": v.contiguous() for row, a in enumerate(adapters) for k, v in a.items()}
         write_bytes(self._path(tile, "safetensors"), save_tensors(packed))
-        self._cache[tile] = dict(enumerate(adapters))
+        self._remember(tile, dict(enumerate(adapters)))
         if tile not in self._fresh:
             self._fresh.append(tile)
+
+    def _remember(self, tile: str, adapters: dict[int, Adapter]) -> None:
+        """Keep a tile's adapters in memory, and let go of the oldest."""
+        self._cache[tile] = adapters
+        while len(self._cache) > TILES_IN_MEMORY:
+            del self._cache[next(iter(self._cache))]
 
     def _define(self, tile: str, parts: Sequence[str]) -> None:
         if parts[0] not in self._made:
             append_line(self.folder / "parts.jsonl", json.dumps([tile, list(parts)]))
             self._made.update({p: (tile, i) for i, p in enumerate(parts)})
 
-    def _requests(self, tile: str) -> list[Train]:
-        rows = self._read(self._path(tile, "json"))["requests"]
-        return [
-            Train(
-                policy=Part(**r["policy"]),
-                documents=tuple(Document(**d) for d in r["documents"]),
-                lora=Lora(**{**r["lora"], "targets": tuple(r["lora"]["targets"])}),
-                seed=r["seed"],
-            )
-            for r in rows
-        ]
+    def _recipe(self, part: str) -> Train:
+        """The request that makes a part. Raises: StorageError."""
+        tile, row = self._made[part]
+        return self._recipes(tile)[row]
 
-    def _request(self, tile: str, row: int) -> Train:
-        return self._requests(tile)[row]
+    def _recipes(self, tile: str) -> list[Train]:
+        if tile not in self._trained:
+            path = self._path(tile, "json")
+            try:
+                self._trained[tile] = [_decode_train(r) for r in self._read(path)["requests"]]
+            except (KeyError, TypeError) as e:
+                raise _unreadable(path, e) from e
+        return self._trained[tile]
 
     def _path(self, tile: str, suffix: str) -> Path:
         return self.folder / "tiles" / tile[:2] / f"{tile}.{suffix}"
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            stored: dict[str, Any] = json.loads(path.read_bytes())
-            return stored
-        except (OSError, ValueError) as e:
-            raise StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again") from e
+            return dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as e:
+            raise _unreadable(path, e) from e
+
+    def _load(self, path: Path) -> dict[int, Adapter]:
+        """The adapters of a train tile, by row. Raises: StorageError."""
+        try:
+            packed = load_tensors(path.read_bytes())
+            adapters: dict[int, dict[str, Tensor]] = {}
+            for key, value in packed.items():
+                row, name = key.split("/", 1)
+                adapters.setdefault(int(row), {})[name] = value
+        except (OSError, ValueError, SafetensorError) as e:
+            raise _unreadable(path, e) from e
+        return dict(adapters)
 
 
-def _unpack(packed: Mapping[str, Tensor]) -> dict[int, Adapter]:
-    adapters: dict[int, dict[str, Tensor]] = {}
-    for key, value in packed.items():
-        row, name = key.split("/", 1)
-        adapters.setdefault(int(row), {})[name] = value
-    return dict(adapters)
+def _unreadable(path: Path, e: Exception) -> StorageError:
+    return StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again")
+
+
+def _decode_train(data: Mapping[str, Any]) -> Train:
+    return Train(
+        policy=Part(**data["policy"]),
+        documents=tuple(Document(**d) for d in data["documents"]),
+        lora=Lora(**{**data["lora"], "targets": tuple(data["lora"]["targets"])}),
+        seed=data["seed"],
+    )

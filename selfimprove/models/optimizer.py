@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from selfimprove.models.api import Lora
+
+# Gradients are views of one buffer on purpose: that they are not dense costs less than a kernel per module would.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 class BankAdamW:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from selfimprove.models.bank import ATTENTION, Bank, Ragged, target_modules
 from selfimprove.models.layer import Adapter, Weights
 from selfimprove.models.optimizer import BankAdamW
 from selfimprove.records import Part
-
 
 # Gradients of adapters reach the denormal range, where a processor is tens of times slower. Threads inherit the
 # setting from the one that starts them, so it is made on import, before torch starts any.
@@ -70,6 +70,7 @@ class TorchEngine:
         self._root = Part("model", hub.weights_digest(self.model))
         self._merged: tuple[str, ...] = ()
         self._originals: dict[str, Tensor] = {}
+        self._stop_id: int = self.tokenizer.eos_token_id
         self._stop_ids = _stop_ids(self.model, self.tokenizer)
         embedding = self.model.get_input_embeddings().weight
         self._head_flops = 2 * embedding.numel()
@@ -90,19 +91,20 @@ class TorchEngine:
             "step_tokens": self.step_tokens,
         }
 
-    def tiles(self, requests: Sequence[Generate] | Sequence[Score] | Sequence[Train], weights: Weights) -> list[list[int]]:
-        """Requests over the same merged weights, those of similar size together."""
-        keyed: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    def tiles(self, requests: Sequence[Generate | Score | Train], weights: Weights) -> list[list[int]]:
+        """Requests over the same merged weights with adapters of one shape, those of similar size together."""
+        groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         for i, r in enumerate(requests):
-            merged = weights.layered(r.policy).merged
+            layered = weights.layered(r.policy)
             if isinstance(r, Train):
-                shape: Any = dataclasses.astuple(r.lora)
+                shape: Any = r.lora
                 size = sum(len(d.text) + len(d.prompt) for d in r.documents)
             else:
-                shape, size = None, len(r.prompt)
-            keyed.setdefault((merged, shape), []).append((size, i))
+                shape = _shape(weights.lora(layered.live)) if layered.live else None
+                size = len(r.prompt)
+            groups.setdefault((layered.merged, shape), []).append((size, i))
         tiles: list[list[int]] = []
-        for group in keyed.values():
+        for group in groups.values():
             ordered = [i for _, i in sorted(group)]
             width = self.bank if isinstance(requests[0], Train) else self.rows
             tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
@@ -112,25 +114,30 @@ class TorchEngine:
 
     @torch.inference_mode()
     def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
-        """Packed prefill, each distinct (policy, prompt) once; then one token per unfinished row and step."""
+        """Packed prefill, each distinct (policy, prompt) and their common beginning once; then a token per unfinished row and step."""
         distinct = list(dict.fromkeys((r.policy, r.prompt, r.chat) for r in tile))
-        prompts = [self.encode_prompt(p, c) for _, p, c in distinct]
         bank, slots = self._bank([p for p, _, _ in distinct], weights)
         order = sorted(range(len(distinct)), key=lambda i: slots[i])
-        ragged = Ragged([len(prompts[i]) for i in order])
+        prompts = [self.encode_prompt(*distinct[i][1:]) for i in order]
+        slots = [slots[i] for i in order]
+        shared = _common(prompts) if bank is None or bank.count == 1 else 0
+        ragged = Ragged([len(p) - shared for p in prompts])
         with bank.attached() if bank else contextlib.nullcontext():
-            if bank:
-                bank.use(Ragged(_per_slot([slots[i] for i in order], [len(prompts[i]) for i in order], bank.count)), slice(0, bank.count))
             cache = DynamicCache(config=self.model.config)
-            hidden = self._forward([prompts[i] for i in order], ragged, cache=cache)  # (T, d)
-            last = torch.tensor([len(prompts[i]) for i in order]).cumsum(0) - 1
-            logits = self._logits(hidden[last])  # (distinct, V)
-            place = {d: at for at, d in enumerate(distinct[i] for i in order)}
-            source = [place[(r.policy, r.prompt, r.chat)] for r in tile]
+            if shared:
+                self._use(bank, [0], [shared])
+                self._forward([prompts[0][:shared]], Ragged([shared]), cache)
+            self._use(bank, slots, [len(p) - shared for p in prompts])
+            hidden = self._forward([p[shared:] for p in prompts], ragged, cache, shared)  # (T, d)
+            logits = self._logits(hidden[torch.tensor([len(p) - shared for p in prompts]).cumsum(0) - 1])  # (distinct, V)
+            place = {distinct[i]: at for at, i in enumerate(order)}
+            source = [place[r.policy, r.prompt, r.chat] for r in tile]
             rows = sorted(range(len(tile)), key=lambda i: source[i])  # rows of one adapter stay together
-            decoder = _Decoder(self, [tile[i] for i in rows], [source[i] for i in rows], cache, ragged, bank, [slots[order[source[i]]] for i in rows])
-            done = decoder.run(logits)
-        completions: list[Completion] = [done[rows.index(i)] for i in range(len(tile))]
+            decoder = _Decoder(
+                self, [tile[i] for i in rows], [source[i] for i in rows], _Prefilled(cache, ragged, shared), bank, [slots[source[i]] for i in rows]
+            )
+            done = dict(zip(rows, decoder.run(logits), strict=True))
+        completions = [done[i] for i in range(len(tile))]
         generated = sum(c.tokens for c in completions)
         prefilled = sum(map(len, prompts))
         flops = prefilled * self._body_flops + generated * (self._body_flops + self._head_flops)
@@ -146,10 +153,12 @@ class TorchEngine:
         ends = [self.encode(tile[i].continuation) for i in order]
         lengths = [len(p) + len(e) - 1 for p, e in zip(prompts, ends, strict=True)]
         with bank.attached() if bank else contextlib.nullcontext():
-            if bank:
-                bank.use(Ragged(_per_slot([slots[i] for i in order], lengths, bank.count)), slice(0, bank.count))
+            self._use(bank, [slots[i] for i in order], lengths)
             hidden = self._forward([(p + e)[:-1] for p, e in zip(prompts, ends, strict=True)], Ragged(lengths))
-        keep, targets, owner, at = [], [], [], 0
+        keep: list[int] = []
+        targets: list[int] = []
+        owner: list[int] = []
+        at = 0
         for row, (p, e) in enumerate(zip(prompts, ends, strict=True)):
             keep += range(at + len(p) - 1, at + len(p) + len(e) - 1)
             targets += e
@@ -183,57 +192,49 @@ class TorchEngine:
         bank = Bank(self.model, lora, len(tile))
         bank.initialise([r.seed for r in tile])
         encoded = [[self.encode_document(d) for d in r.documents] for r in tile]
+        if lora.first_layer and self._splits:
+            self._cache_below([d for documents in encoded for d in documents], lora.first_layer)
         plans = [_plan(len(docs), lora, r.seed) for docs, r in zip(encoded, tile, strict=True)]
         optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
         tokens, last_loss, last_count = [0] * len(tile), [0.0] * len(tile), [0] * len(tile)
-        with bank.attached():
+        with bank.attached(), self._layers(lora.first_layer if encoded[0][0].below is not None else 0, None):
             for step in range(max(map(len, plans))):
                 active = [k for k, p in enumerate(plans) if step < len(p)]
-                for group in self._passes(active, [[encoded[k][d] for d in plans[k][step]] if step < len(plans[k]) else [] for k in range(len(tile))]):
+                for group in _passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], self.step_tokens):
                     losses, counts = self._backward(bank, group)
                     for (k, batch), loss, count in zip(group, losses, counts, strict=True):
-                        tokens[k] += sum(len(ids) for ids, _ in batch)
+                        tokens[k] += sum(len(d.ids) for d in batch)
                         if step >= len(plans[k]) - _steps_per_epoch(len(encoded[k]), lora):
                             last_loss[k] += loss
                             last_count[k] += count
                 optimizer.step(active, step)
         means = [total / max(1, n) for total, n in zip(last_loss, last_count, strict=True)]
         spent = sum(tokens)
-        active_share = 1 - lora.first_layer / max(1, self.model.config.num_hidden_layers)
-        flops = spent * (self._body_flops * (1 + active_share) + 2 * self._head_flops)
+        share = 1 - lora.first_layer / max(1, self.model.config.num_hidden_layers)
+        flops = spent * (self._body_flops * (1 + share) + 2 * self._head_flops)
         return (
             [(bank.unload(k), tokens[k], means[k]) for k in range(len(tile))],
             {"trained_tokens": spent, "flops": flops},
         )
 
-    def _passes(self, active: Sequence[int], batches: Sequence[list[tuple[list[int], int]]]) -> Iterator[list[tuple[int, list[tuple[list[int], int]]]]]:
-        """Runs of neighbouring adapters whose batches fit into `step_tokens` together."""
-        group: list[tuple[int, list[tuple[list[int], int]]]] = []
-        size = 0
-        for k in active:
-            more = sum(len(ids) for ids, _ in batches[k])
-            if group and (size + more > self.step_tokens or group[-1][0] != k - 1):
-                yield group
-                group, size = [], 0
-            group.append((k, batches[k]))
-            size += more
-        if group:
-            yield group
-
-    def _backward(self, bank: Bank, group: Sequence[tuple[int, list[tuple[list[int], int]]]]) -> tuple[list[float], list[int]]:
+    def _backward(self, bank: Bank, group: Sequence[tuple[int, list[_Encoded]]]) -> tuple[list[float], list[int]]:
         """Adds the gradients of each adapter's mean loss; returns sums of losses and numbers of targets."""
-        rows = [ids for _, batch in group for ids, _ in batch]
-        ragged = Ragged([len(ids) for ids in rows])
-        bank.use(Ragged([sum(len(ids) for ids, _ in batch) for _, batch in group]), slice(group[0][0], group[-1][0] + 1))
-        hidden = self._forward(rows, ragged)  # (T, d)
-        keep, targets, owner, at = [], [], [], 0
+        rows = [d for _, batch in group for d in batch]
+        ragged = Ragged([len(d.ids) for d in rows])
+        bank.use(Ragged([sum(len(d.ids) for d in batch) for _, batch in group]), slice(group[0][0], group[-1][0] + 1))
+        below = torch.cat([d.below for d in rows if d.below is not None])[None] if rows[0].below is not None else None
+        hidden = self._forward([d.ids for d in rows], ragged, below=below)  # (T, d)
+        keep: list[int] = []
+        targets: list[int] = []
+        owner: list[int] = []
+        at = 0
         for g, (_, batch) in enumerate(group):
-            for ids, start in batch:
-                first = max(1, start)  # the first token has nothing to be predicted from
-                keep += range(at + first - 1, at + len(ids) - 1)
-                targets += ids[first:]
-                owner += [g] * (len(ids) - first)
-                at += len(ids)
+            for d in batch:
+                first = max(1, d.start)  # the first token has nothing to be predicted from
+                keep += range(at + first - 1, at + len(d.ids) - 1)
+                targets += d.ids[first:]
+                owner += [g] * (len(d.ids) - first)
+                at += len(d.ids)
         counts = torch.bincount(torch.tensor(owner), minlength=len(group))
         weight = (1.0 / counts.clamp(min=1))[owner].to(self.device)
         kept = hidden.index_select(0, torch.tensor(keep, device=self.device))
@@ -248,6 +249,44 @@ class TorchEngine:
         kept.backward(detached.grad)  # type: ignore[no-untyped-call]
         sums = torch.zeros(len(group)).index_add_(0, torch.tensor(owner), losses.cpu())
         return sums.tolist(), counts.tolist()
+
+    @torch.no_grad()
+    def _cache_below(self, documents: Sequence[_Encoded], first_layer: int) -> None:
+        """Hidden states below the lowest adapter: they are the same in every epoch, so they are computed once."""
+        with self._layers(0, first_layer):
+            for group in _passes([(i, [d]) for i, d in enumerate(documents)], self.step_tokens):
+                rows = [d for _, batch in group for d in batch]
+                hidden = self._forward([d.ids for d in rows], Ragged([len(d.ids) for d in rows]))
+                for d, states in zip(rows, torch.split(hidden, [len(d.ids) for d in rows]), strict=True):
+                    d.below = states
+
+    @contextlib.contextmanager
+    def _layers(self, begin: int, end: int | None) -> Iterator[None]:
+        """While inside, the decoder consists of these layers; the final norm belongs to the last one."""
+        decoder = self.model.model
+        whole, norm = decoder.layers, decoder.norm
+        try:
+            decoder.layers = whole[begin:end]
+            if end is not None:
+                decoder.norm = torch.nn.Identity()
+            yield
+        finally:
+            decoder.layers, decoder.norm = whole, norm
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _splits(self) -> bool:
+        """Whether the decoder may be run in two pieces: its lower layers, then the rest from their hidden states."""
+        probe, ragged = [[self._stop_id, 0, 1]], Ragged([3])
+        try:
+            half = len(self.model.model.layers) // 2
+            with self._layers(0, half):
+                below = self._forward(probe, ragged)
+            with self._layers(half, None):
+                whole = self._forward(probe, ragged, below=below[None])
+        except (AttributeError, TypeError):
+            return False
+        return torch.equal(whole, self._forward(probe, ragged))
 
     # ---- the model ----
 
@@ -266,19 +305,34 @@ class TorchEngine:
         """At least one token: an empty prompt is the end-of-text token."""
         if chat:
             prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-        return self.encode(prompt) or [self.tokenizer.eos_token_id]
+        return self.encode(prompt) or [self._stop_id]
 
-    def encode_document(self, document: Document) -> tuple[list[int], int]:
-        """Token ids, and the position of the first that carries loss. A document ends with the end-of-text token."""
+    def encode_document(self, document: Document) -> _Encoded:
+        """A document's tokens; it ends with the end-of-text token."""
         start = self.encode_prompt(document.prompt, document.chat) if document.prompt or document.chat else []
-        return [*start, *self.encode(document.text), self.tokenizer.eos_token_id], len(start)
+        return _Encoded([*start, *self.encode(document.text), self._stop_id], len(start))
 
-    def _forward(self, rows: Sequence[Sequence[int]], ragged: Ragged, cache: DynamicCache | None = None) -> Tensor:
-        """Hidden states of all tokens, rows end to end. (T, d)"""
+    def _use(self, bank: Bank | None, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Tell the bank which tokens are whose, rows being in the order of their slots."""
+        if bank:
+            sizes = [0] * bank.count
+            for slot, length in zip(slots, lengths, strict=True):
+                sizes[slot] += length
+            bank.use(Ragged(sizes), slice(0, bank.count))
+
+    def _forward(
+        self, rows: Sequence[Sequence[int]], ragged: Ragged, cache: DynamicCache | None = None, shared: int = 0, below: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of all tokens, rows end to end. (T, d)
+
+        Args:
+            shared: number of tokens before every row, whose keys and values the cache holds.
+            below: hidden states to start from instead of token embeddings. (1, T, d)
+        """
         ids = torch.tensor([t for row in rows for t in row], device=self.device)[None]
-        out = self.model.model(
-            input_ids=ids, position_ids=ragged.positions.to(self.device)[None], ragged=ragged, past_key_values=cache, use_cache=cache is not None
-        )
+        start = {"input_ids": ids} if below is None else {"inputs_embeds": below}
+        positions = (ragged.positions + shared).to(self.device)[None]
+        out = self.model.model(**start, position_ids=positions, ragged=ragged, past_key_values=cache, use_cache=cache is not None)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
@@ -291,26 +345,21 @@ class TorchEngine:
         """A bank with the live adapters of these policies, and the slot of each; None where no policy has one."""
         layers = [weights.layered(p) for p in policies]
         self._merge(layers[0].merged, weights)
-        names = list(dict.fromkeys(x.live for x in layers))
-        slots = [names.index(x.live) for x in layers]
-        if names == [None]:
+        names = list(dict.fromkeys(x.live for x in layers if x.live))
+        slots = [names.index(x.live) if x.live else 0 for x in layers]
+        if not names:
             return None, slots
-        loaded = {n: weights.adapter(n) for n in names if n is not None}
-        lora = dataclasses.replace(next(iter(loaded.values()))[1])
-        same = {(x.rank, x.alpha, x.targets, x.first_layer) for _, x in loaded.values()}
-        if len(same) > 1:
-            raise ConfigError("adapters of different shapes in one tile; ask for them in calls of their own")
+        lora = weights.lora(names[0])
         bank = Bank(self.model, lora, len(names))
         for slot, name in enumerate(names):
-            if name is not None:
-                bank.load(slot, loaded[name][0])
+            bank.load(slot, weights.adapter(name))
         return bank, slots
 
     def _merge(self, wanted: tuple[str, ...], weights: Weights) -> None:
         """Make the model's weights the loaded ones plus these adapters, exactly the same whatever was merged before."""
         if wanted == self._merged:
             return
-        adapters = [weights.adapter(name) for name in wanted]  # may itself train, on other merged weights
+        adapters = [(weights.adapter(name), weights.lora(name)) for name in wanted]  # may itself train, on other merged weights
         with torch.no_grad():
             for name, original in self._originals.items():
                 self.model.get_submodule(name).weight.copy_(original)
@@ -322,24 +371,61 @@ class TorchEngine:
         self._merged = wanted
 
 
+@dataclasses.dataclass(slots=True)
+class _Encoded:
+    """A document as tokens."""
+
+    ids: list[int]
+    start: int
+    """Position of the first token that carries loss."""
+    below: Tensor | None = None
+    """Hidden states below the lowest adapter, where they are kept. (len(ids), d)"""
+
+
+def _passes(batches: Sequence[tuple[int, list[_Encoded]]], limit: int) -> Iterator[list[tuple[int, list[_Encoded]]]]:
+    """Runs of neighbouring adapters whose batches have at most `limit` tokens together (or are one adapter's)."""
+    group: list[tuple[int, list[_Encoded]]] = []
+    size = 0
+    for k, batch in batches:
+        more = sum(len(d.ids) for d in batch)
+        if group and (size + more > limit or group[-1][0] != k - 1):
+            yield group
+            group, size = [], 0
+        group.append((k, batch))
+        size += more
+    if group:
+        yield group
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Prefilled:
+    """The keys and values of prompts: `shared` tokens that all have in common, then each one's own."""
+
+    cache: DynamicCache
+    ragged: Ragged
+    shared: int
+
+
 class _Decoder:
     """Rows that are sampled in step; a row that finishes leaves the batch."""
 
     def __init__(
-        self, engine: TorchEngine, tile: Sequence[Generate], source: Sequence[int], cache: DynamicCache, ragged: Ragged, bank: Bank | None, slots: Sequence[int]
+        self, engine: TorchEngine, tile: Sequence[Generate], source: Sequence[int], prefilled: _Prefilled, bank: Bank | None, slots: Sequence[int]
     ) -> None:
         self.engine, self.tile, self.bank = engine, tile, bank
         self.slots = torch.tensor(slots)
-        self.lengths = ragged.mask.sum(1)[torch.tensor(source)]
         self.source = torch.tensor(source)
         self.limit = max(r.max_tokens for r in tile)
         self.uniforms = torch.stack([torch.rand(self.limit, generator=torch.Generator().manual_seed(r.seed)) for r in tile])  # (N, limit)
+        ragged, shared = prefilled.ragged, prefilled.shared
+        before = torch.arange(shared).expand(len(tile), -1)
+        gather = torch.cat([before, shared + ragged.gather.view(ragged.rows, ragged.width)[self.source]], dim=1)  # (N, shared + L)
+        self.mask = torch.cat([torch.ones_like(before, dtype=torch.bool), ragged.mask[self.source]], dim=1)
+        self.lengths = self.mask.sum(1)
         self.cache = DynamicCache(config=engine.model.config)
-        gather = ragged.gather.view(ragged.rows, ragged.width)[self.source]  # (N, L)
-        for i, layer in enumerate(cache.layers):
+        for i, layer in enumerate(prefilled.cache.layers):
             keys, values = (x[0][:, gather].transpose(0, 1).contiguous() for x in (layer.keys, layer.values))
             self.cache.update(keys, values, i)
-        self.mask = ragged.mask[self.source]  # (N, L)
 
     def run(self, logits: Tensor) -> list[Completion]:
         engine, tile = self.engine, self.tile
@@ -366,7 +452,7 @@ class _Decoder:
             self.mask = torch.cat([self.mask, torch.ones(len(alive), 1, dtype=torch.bool)], dim=1)
             if self.bank:
                 counts = torch.bincount(self.slots[alive], minlength=self.bank.count).tolist()
-                self.bank.use(Ragged([c for c in counts]), slice(0, self.bank.count))
+                self.bank.use(Ragged(counts), slice(0, self.bank.count))
             positions = (self.lengths[alive] + step)[:, None].to(engine.device)
             out = engine.model.model(
                 input_ids=tokens[:, None].to(engine.device),
@@ -391,21 +477,44 @@ class _Decoder:
         return None
 
 
+_TOP = 512  # likeliest tokens looked at before a row's whole vocabulary is sorted
+
+
 def _sample(logits: Tensor, requests: Sequence[Generate], uniforms: Tensor) -> Tensor:
     """One token per row by inverting the cumulative distribution at the row's own uniform number. (N, V), (N,) -> (N,)"""
-    best = logits.argmax(dim=-1)
-    hot = [i for i, r in enumerate(requests) if r.temperature > 0]
-    if not hot:
-        return best
-    temperature = torch.tensor([requests[i].temperature for i in hot])[:, None]
-    p, order = (logits[hot] / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    chosen = logits.argmax(dim=-1)
+    for nucleus in (False, True):
+        rows = [i for i, r in enumerate(requests) if r.temperature > 0 and (r.top_p < 1) == nucleus]
+        if rows:
+            temperature = torch.tensor([requests[i].temperature for i in rows])[:, None]
+            p = (logits[rows] / temperature).softmax(dim=-1)
+            if nucleus:
+                chosen[rows] = _nucleus(p, torch.tensor([requests[i].top_p for i in rows])[:, None], uniforms[rows][:, None])
+            else:
+                chosen[rows] = _invert(p, uniforms[rows][:, None])
+    return chosen
+
+
+def _nucleus(whole: Tensor, top_p: Tensor, uniforms: Tensor) -> Tensor:
+    """A token of the smallest set of likeliest ones whose mass reaches `top_p` (Holtzman et al. 2020). (N, V), (N, 1), (N, 1) -> (N,)"""
+    p, order = whole.topk(min(_TOP, whole.shape[1]))
+    flat = (p.sum(dim=-1, keepdim=True) < top_p).squeeze(1)
+    chosen = order.gather(1, _invert(torch.where(p.cumsum(dim=-1) - p < top_p, p, 0.0), uniforms)[:, None]).squeeze(1)
+    if flat.any():  # rare: the set is larger than what was looked at
+        p, order = whole[flat].sort(descending=True)
+        chosen[flat] = order.gather(1, _invert(torch.where(p.cumsum(dim=-1) - p < top_p[flat], p, 0.0), uniforms[flat])[:, None]).squeeze(1)
+    return chosen
+
+
+def _invert(p: Tensor, uniforms: Tensor) -> Tensor:
+    """The index at each row's quantile. (N, V), (N, 1) -> (N,)"""
     cumulative = p.cumsum(dim=-1)
-    top_p = torch.tensor([requests[i].top_p for i in hot])[:, None]
-    p = torch.where(cumulative - p < top_p, p, 0.0)  # the smallest set whose mass reaches top_p
-    cumulative = p.cumsum(dim=-1)
-    at = torch.searchsorted(cumulative, uniforms[hot][:, None] * cumulative[:, -1:], right=True).clamp(max=p.shape[1] - 1)
-    best[hot] = order.gather(1, at).squeeze(1)
-    return best
+    return torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True).clamp(max=p.shape[1] - 1).squeeze(1)
+
+
+def _shape(lora: Lora) -> tuple[Any, ...]:
+    """What adapters in one bank have in common."""
+    return lora.rank, lora.alpha, lora.targets, lora.first_layer
 
 
 def _plan(documents: int, lora: Lora, seed: int) -> list[list[int]]:
@@ -422,11 +531,13 @@ def _steps_per_epoch(documents: int, lora: Lora) -> int:
     return -(-documents // lora.batch)
 
 
-def _per_slot(slots: Sequence[int], lengths: Sequence[int], count: int) -> list[int]:
-    sizes = [0] * count
-    for slot, length in zip(slots, lengths, strict=True):
-        sizes[slot] += length
-    return sizes
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; every prompt keeps at least one of its own. 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -446,5 +557,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
     for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return ids
-
-

@@ -5,14 +5,24 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from selfimprove import Candidate, Edit, Item, Lineage, Run, Trial, hookimpl
+from selfimprove import Candidate, Edit, Item, Lineage, Run, Trial, hookimpl, payload
 from selfimprove.models import Completion, Generate
 from selfimprove.payloads import Text
 from selfimprove.records import Part
 from selfimprove_seal.inner import InnerLoop
 from selfimprove_seal.prompts import edit_prompt
+
+
+@payload("self_edit")
+@dataclass(frozen=True, slots=True)
+class SelfEdit(Text):
+    """An edit, and the prompts and completions that wrote it: what ReST-EM trains on."""
+
+    turns: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", tuple((p, c) for p, c in self.turns))
 
 
 @dataclass
@@ -35,7 +45,7 @@ class ContextEditor(abc.ABC):
     stop: tuple[str, ...] = field(default=(), init=False)
     opening: str = field(default="", init=False)
 
-    produces = (Text,)
+    produces = (SelfEdit,)
     needs = ("policy",)
 
     def __post_init__(self) -> None:
@@ -43,11 +53,11 @@ class ContextEditor(abc.ABC):
             self.inner = InnerLoop(**self.inner)
 
     @abc.abstractmethod
-    def prompt(self, item: Item) -> str:
-        """The text that asks a policy for an edit."""
+    def prompts(self, item: Item) -> list[str]:
+        """The texts that ask a policy for an edit; one, or one per piece of the edit."""
 
     @abc.abstractmethod
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, Text]], seeds: Sequence[int]) -> list[Part | str]:
+    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
         """The adapted policy of each job, or why its edit makes none."""
 
     @hookimpl
@@ -80,25 +90,26 @@ class ContextEditor(abc.ABC):
         count = min(self.contexts or len(order), len(order))
         return [run.task.train[order[(number * count + i) % len(order)]] for i in range(count)]
 
-    def write(self, run: Run, policy: Part, items: Sequence[Item], count: int, *stream: str | int) -> list[Text]:
-        """`count` edits per item, item after item. At count 1 and a `stream` of evaluation, what the policy is judged by."""
+    def write(self, run: Run, policy: Part, items: Sequence[Item], count: int, *stream: str | int) -> list[SelfEdit]:
+        """`count` edits per item, item after item."""
+        jobs = [(i, k, n, prompt) for i in items for k in range(count) for n, prompt in enumerate(self.prompts(i))]
         requests = [
-            Generate(policy, self.prompt(i), self.max_tokens, self.temperature, self.top_p, run.seed_for(*stream, i.id, k), self.stop)
-            for i in items
-            for k in range(count)
+            Generate(policy, prompt, self.max_tokens, self.temperature, self.top_p, run.seed_for(*stream, i.id, k, n), self.stop)
+            for i, k, n, prompt in jobs
         ]
-        owners = [i for i in items for _ in range(count)]
+        turns: dict[tuple[str, int], list[tuple[str, str]]] = {(i.id, k): [] for i in items for k in range(count)}
+        for (item, k, _, prompt), completion in zip(jobs, run.models.generate(requests), strict=True):
+            turns[item.id, k].append((prompt, self.text(completion)))
         return [
-            Text(self.text(completion), request.prompt, item.id)
-            for item, request, completion in zip(owners, requests, run.models.generate(requests), strict=True)
+            SelfEdit("\n".join((self.opening + answer).strip() for _, answer in pieces), pieces[0][0], item, tuple(pieces))
+            for (item, _), pieces in turns.items()
         ]
 
     def text(self, completion: Completion) -> str:
-        """The edit: what the prompt had begun, and the completion without a last line that was cut."""
-        text = self.opening + completion.text
-        if not completion.finished and "\n" in text:
-            text = text[: text.rindex("\n")]
-        return text.strip()
+        """The completion, without a last line that was cut."""
+        if not completion.finished and "\n" in completion.text:
+            return completion.text[: completion.text.rindex("\n")]
+        return completion.text
 
     def expected(self, run: Run) -> dict[str, float]:
         """Rough tokens of one round, for `selfimprove plan`."""
@@ -126,10 +137,10 @@ class SelfEdits(ContextEditor):
         template = edit_prompt(self.prompt_name)
         self.stop, self.opening = template.stop, template.opening
 
-    def prompt(self, item: Item) -> str:
+    def prompts(self, item: Item) -> list[str]:
         return edit_prompt(self.prompt_name)(item)
 
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, Text]], seeds: Sequence[int]) -> list[Part | str]:
-        documents = [self.inner.documents(item, edit.text) if edit.text.strip(" :\n") else () for _, item, edit in jobs]
+    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
+        documents = [self.inner.documents(item, edit.text) if any(c.strip() for _, c in edit.turns) else () for _, item, edit in jobs]
         policies = self.inner.train(run, [(p, d) for (p, _, _), d in zip(jobs, documents, strict=True)], seeds)
         return [p if d else "the edit is empty" for p, d in zip(policies, documents, strict=True)]

@@ -47,9 +47,7 @@ class ClosedBook:
             raise ConfigError(f"evaluator.arms knows {', '.join(ARMS)}; got {', '.join(sorted(unknown))}")
 
     @hookimpl
-    def evaluate(
-        self, candidates: Sequence[Candidate], trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run
-    ) -> Scores:
+    def evaluate(self, candidates: Sequence[Candidate], trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Scores:
         scores: list[tuple[str, Evaluation]] = []
         if lineage.score(lineage.root.id) is None and lineage.root.id not in {c.id for c in candidates}:
             scores.append((lineage.root.id, self.root(run, lineage.root.parts["policy"])))
@@ -88,9 +86,7 @@ class ClosedBook:
             adapted = self._equal_tokens(run, policy, items, number, seeds)
         else:
             gold = run.task.labels(q for i in items for q in i.questions)
-            pairs = [
-                (policy, (*inner.documents(i, ""), *(inner.pair(i, q.text, gold[q.id][0]) for q in i.questions))) for i in items
-            ]
+            pairs = [(policy, (*inner.documents(i, ""), *(inner.pair(i, q.text, gold[q.id][0]) for q in i.questions))) for i in items]
             adapted = inner.train(run, pairs, seeds)
         graded = inner.accuracy(run, list(zip(adapted, items, strict=True)))
         return {q: g for item in graded for q, g in item.items()}

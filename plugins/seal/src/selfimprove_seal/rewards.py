@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from selfimprove import Evaluation, Item, Lineage, Run, Trial, hookimpl
 from selfimprove.errors import AdmissionError
-from selfimprove.payloads import Text
 from selfimprove.records import Part
+from selfimprove_seal.editor import ContextEditor, SelfEdit
 from selfimprove_seal.inner import InnerLoop, mean
-
-if TYPE_CHECKING:
-    from selfimprove_seal.editor import ContextEditor
 
 
 def context_editor(run: Run) -> ContextEditor:
@@ -31,7 +27,7 @@ def context_editor(run: Run) -> ContextEditor:
 class Gain(abc.ABC):
     """The trial's value on the questions of its edit's context, minus its parent's; one evaluation per trial and so per replicate."""
 
-    consumes = (Text,)
+    consumes = (SelfEdit,)
     uses_labels = True
     needs = ("policy",)
 

@@ -14,15 +14,14 @@ from typing import Any
 
 from selfimprove import Item, Run
 from selfimprove.models import Document
-from selfimprove.payloads import Text
 from selfimprove.records import Part
-from selfimprove_seal.editor import ContextEditor, SelfEdits
+from selfimprove_seal.editor import ContextEditor, SelfEdit, SelfEdits
+from selfimprove_seal.prompts import sentences
 
 AUGMENTATIONS = ("sentences", "question_answers", "cloze", "chat_turns")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 2e-3)
 EPOCHS = (1, 2, 4, 8)
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _SPAN = re.compile(r"(?<=\s)(?:[A-Z][\w'-]+(?:\s+[A-Z][\w'-]+)*|\d[\d,.]*\d|\d)(?=[\s,.;:!?])")
 
 
@@ -92,14 +91,15 @@ class ToolEdits(ContextEditor):
         if not isinstance(self.writer, SelfEdits):
             self.writer = SelfEdits(**{"prompt_name": "few_shot", **(self.writer or {}), "inner": self.inner})
 
-    def prompt(self, item: Item) -> str:
-        return PROMPT.replace("{context}", item.context)
+    def prompts(self, item: Item) -> list[str]:
+        return [PROMPT.replace("{context}", item.context)]
 
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, Text]], seeds: Sequence[int]) -> list[Part | str]:
+    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
         """Jobs with the same hyper-parameters train together."""
         assert isinstance(self.writer, SelfEdits)
         parsed = [ToolCall.parse(edit.text) for _, _, edit in jobs]
-        asking = list(dict.fromkeys((p, i) for (p, i, _), c in zip(jobs, parsed, strict=True) if isinstance(c, ToolCall) and "question_answers" in c.augmentations))
+        wanting = [job[:2] for job, call in zip(jobs, parsed, strict=True) if isinstance(call, ToolCall) and "question_answers" in call.augmentations]
+        asking = list(dict.fromkeys(wanting))
         written: dict[tuple[Part, Item], str] = {}
         for policy in dict.fromkeys(p for p, _ in asking):
             items = [i for p, i in asking if p == policy]
@@ -118,11 +118,11 @@ class ToolEdits(ContextEditor):
     def documents(self, item: Item, call: ToolCall, pairs: str) -> tuple[Document, ...]:
         """The passage (where the inner loop has it) and the augmentations that the call asks for."""
         found = list(self.inner.documents(item, pairs if "question_answers" in call.augmentations else ""))
-        sentences = [s for s in _SENTENCE.split(item.context) if s]
+        whole = sentences(item.context)
         if "sentences" in call.augmentations:
-            found += [Document(f"{item.title}\n{s}") for s in sentences]
+            found += [Document(f"{item.title}\n{s}") for s in whole]
         if "cloze" in call.augmentations:
-            found += [d for s in sentences for d in cloze(item, s)]
+            found += [d for s in whole for d in cloze(item, s)]
         if "chat_turns" in call.augmentations:
             found.append(Document(item.context, prompt=f"What do you know about {item.title}?", chat=True))
         return tuple(dict.fromkeys(found))

@@ -10,8 +10,8 @@ from typing import Any
 from selfimprove import Candidate, Evaluation, Lineage, Run, Trial, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.models import Document, Lora, Train
-from selfimprove.payloads import Text
 from selfimprove.records import Edit
+from selfimprove_seal.editor import SelfEdit
 from selfimprove_seal.statistics import by_edit
 
 
@@ -33,7 +33,7 @@ class ReSTEM:
     restart: bool = False
     distinct: bool = False
 
-    consumes = (Text,)
+    consumes = (SelfEdit,)
     needs = ("policy",)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class ReSTEM:
         for parent_id in dict.fromkeys(e.parents[0] for e in kept):
             parent = lineage[parent_id]
             start = (lineage.root if self.restart else parent).parts["policy"]
-            documents = tuple(Document(target(e.payload), e.payload.prompt) for e in kept if e.parents[0] == parent_id)
+            documents = tuple(Document(c, p) for e in kept if e.parents[0] == parent_id for p, c in e.payload.turns if c.strip())
             seed = run.seed_for("update", len(lineage), parent_id)
             [trained] = run.models.train([Train(start, documents, self.lora, seed)])
             children.append(parent.derive(len(lineage), policy=trained.policy))
@@ -73,11 +73,3 @@ class ReSTEM:
             best = sorted(group, key=lambda pair: -pair[0])[: self.keep]
             found += [e for s, e in best if self.threshold is None or s > self.threshold]
         return found
-
-
-def target(edit: Text) -> str:
-    """What follows the prompt: the edit without what the prompt had already written of it."""
-    for length in range(min(len(edit.prompt), len(edit.text)), 0, -1):
-        if edit.prompt.endswith(edit.text[:length]):
-            return edit.text[length:]
-    return edit.text
