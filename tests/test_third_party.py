@@ -1,0 +1,169 @@
+"""A third party's path: a plugin written outside the tree, built as a wheel and installed beside a wheel of the core in a fresh environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TOP = Path(__file__).parent.parent
+FILES = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "somebody-brevity"
+version = "1.2.3"
+dependencies = ["selfimprove"]
+
+[project.entry-points."selfimprove.conf"]
+brevity = "brevity.conf"
+
+[tool.setuptools]
+packages = ["brevity", "brevity.conf"]
+
+[tool.setuptools.package-data]
+"brevity.conf" = ["**/*.yaml"]
+""",
+    "brevity/__init__.py": '''
+from selfimprove import Evaluation, hookimpl, payload
+from selfimprove.payloads import Text
+
+
+class Brevity:
+    """`scale` over the number of words."""
+
+    consumes = (Text,)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    @hookimpl
+    def reward(self, trials):
+        words = [len(t.edit.payload.text.split()) for t in trials]
+        return [Evaluation(self.scale / n) if n else Evaluation.failed("empty") for n in words]
+''',
+    "brevity/conf/__init__.py": "",
+    "brevity/conf/rewarder/brevity.yaml": "# Prefers short edits.\n_target_: brevity.Brevity\nscale: 1.0\n",
+    "brevity/conf/strategy/brevity.yaml": """# @package _global_
+# The toy strategy, rewarded for being brief.
+defaults:
+  - override /editor: toy
+  - override /rewarder: brevity
+  - override /updater: toy
+  - override /evaluator: toy
+  - override /task: toy
+  - override /engine: toy
+""",
+}
+
+
+class Environment:
+    """A fresh virtual environment that borrows this one's libraries, but nothing of the project."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False)
+        self.bin = folder / "bin"
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        for kind in ("purelib", "platlib"):
+            for path in Path(sysconfig.get_paths()[kind]).iterdir():
+                ours = path.name.lower().startswith(("selfimprove", "__editable__")) or path.suffix in (".pth", ".egg-link")
+                if not ours and not (borrowed / path.name).exists():
+                    (borrowed / path.name).symlink_to(path)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        (site / "borrowed.pth").write_text(f"{borrowed}\n")
+
+    def run(self, *command: str | Path, cwd: Path, expected: int = 0) -> str:
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+        done = subprocess.run([str(c) for c in (self.bin / command[0], *command[1:])], cwd=cwd, env=clean, capture_output=True, text=True)
+        assert done.returncode == expected, f"{command} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def pip(self, *arguments: str | Path) -> None:
+        pip("--python", self.bin / "python", *arguments)
+
+
+def pip(*arguments: str | Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def wheel(source: Path, into: Path) -> Path:
+    """A wheel of a copy of the source, so that building leaves nothing in the tree."""
+    before = set(into.glob("*.whl"))
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", into, source)
+    [made] = set(into.glob("*.whl")) - before
+    return made
+
+
+def copied(paths: Sequence[str], to: Path) -> Path:
+    to.mkdir()
+    for name in paths:
+        source = TOP / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("wheels")
+    plugin = folder / "plugin"
+    for name, text in FILES.items():
+        (plugin / name).parent.mkdir(parents=True, exist_ok=True)
+        (plugin / name).write_text(text)
+    core = copied(["selfimprove", "conf", "pyproject.toml", "README.md", "LICENSE"], folder / "core")
+    return wheel(core, folder), wheel(plugin, folder)
+
+
+def test_a_wheel_holds_every_file(wheels: tuple[Path, Path]) -> None:
+    names = set(zipfile.ZipFile(wheels[0]).namelist())
+    for path in (TOP / "conf").rglob("*.yaml"):
+        assert f"selfimprove/conf/{path.relative_to(TOP / 'conf').as_posix()}" in names
+    for path in (TOP / "selfimprove").rglob("*.py"):
+        assert path.relative_to(TOP).as_posix() in names
+    assert "selfimprove/py.typed" in names
+    assert not [n for n in names if n.startswith(("tests/", "plugins/", "benchmarks/", "conf/"))]
+
+
+def test_a_strangers_plugin_from_wheel_to_run_and_away(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+    core, plugin = wheels
+    fresh = Environment(tmp_path / "env")
+    fresh.pip("install", "--quiet", "--no-deps", core)
+    assert "brevity" not in fresh.run("selfimprove", "list", cwd=tmp_path)
+
+    fresh.pip("install", "--quiet", "--no-deps", plugin)
+    listed = fresh.run("selfimprove", "list", cwd=tmp_path)
+    rows = [line.split() for line in listed.splitlines() if "brevity" in line]
+    assert len(rows) == 2, listed  # a strategy and a rewarder
+    assert all({"somebody-brevity", "1.2.3"} <= set(row) for row in rows)
+    assert "brevity" in fresh.run("selfimprove", "run", "--help", cwd=tmp_path)
+
+    out = fresh.run("selfimprove", "run", "strategy=brevity", "rewarder.scale=2", "run.folder=run", cwd=tmp_path)
+    assert "after round 2" in out
+    assert "scale: 2" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "somebody-brevity" in (tmp_path / "run" / "versions.json").read_text()
+
+    fresh.pip("uninstall", "--quiet", "--yes", "somebody-brevity")
+    assert "brevity" not in fresh.run("selfimprove", "list", cwd=tmp_path)
+    refused = fresh.run("selfimprove", "run", "strategy=brevity", cwd=tmp_path, expected=2)
+    assert "brevity" in refused
+    assert "Traceback" not in refused
+    assert "Best and worst" in fresh.run("selfimprove", "show", "run", cwd=tmp_path)  # a run stays readable without its plugin
+    refused = fresh.run("selfimprove", "resume", "run", cwd=tmp_path, expected=2)
+    assert "Traceback" not in refused
