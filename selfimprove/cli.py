@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,9 @@ EPILOG = """options are overrides, as Hydra writes them:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 a plugin broke its contract or a check failed, 2 something the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the characters shows others
     parser = _parser()
     arguments, extra = parser.parse_known_args(argv)
     if strange := [e for e in extra if e.startswith("-") or "overrides" not in arguments]:
@@ -183,7 +188,9 @@ def _start(composed: Config, job: int | None) -> None:
     parts = config.build(composed)
     folder = runfolder.fresh(composed, job)
     runfolder.record(composed, folder)
-    _improve(Session(parts, folder))
+    with _resumable(folder):
+        session = Session(parts, folder)
+    _improve(session)
 
 
 def _improve(session: Session) -> int:
@@ -193,17 +200,24 @@ def _improve(session: Session) -> int:
     from selfimprove.report import closing_table
 
     folder = session.folder
-    try:
+    with _resumable(folder):
         lineage = session.improve()
-    except (KeyboardInterrupt, SelfImproveError):
-        print(f"stopped; nothing that was finished is lost: `selfimprove resume {folder}`", file=sys.stderr)
-        raise
     reason = session.hook.should_stop(lineage=lineage, run=session.run)
     Console().print(closing_table(folder))
     print(f"stopped because {reason}")
     print(f"lineage {lineage_digest(folder / 'journal.jsonl')}")
     print(f"run folder {folder}")
     return 0
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """A stretch of a run; where it is stopped, the user learns how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SelfImproveError):
+        print(f"stopped; nothing that was finished is lost: `selfimprove resume {folder}`", file=sys.stderr)
+        raise
 
 
 def _catalogue(only: str | None = None) -> Iterator[str]:

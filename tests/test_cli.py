@@ -174,6 +174,25 @@ def test_a_multirun_starts_nothing_while_one_job_is_wrong(typed: Shell, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(discovery.version_of("selfimprove-seal") is None, reason="the SEAL plugin is not installed")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "strategy=seal",
+        "strategy=seal rewarder=log_likelihood updater.keep=2 seed=3",
+        "-m strategy=seal seed=0,1",
+        "strategy=seal task=squad task.path=squad.json",
+        "strategy=seal model=hf model.name=org/name",
+        "strategy=seal_paper",
+        "strategy=seal_tools guard=[rounds,budget] guard.budget.labels=500",
+    ],
+)
+def test_the_documented_overrides_compose(typed: Shell, overrides: str) -> None:
+    code, out, err = typed("run", *overrides.split(), "--cfg", "job")
+    assert code == 0, err
+    assert "selfimprove_seal" in out
+
+
 def test_cfg_prints_and_starts_nothing(typed: Shell, tmp_path: Path) -> None:
     code, out, _ = typed("run", TOY, "seed=7", "--cfg", "job")
     assert code == 0
