@@ -110,8 +110,8 @@ class Session:
 
     def _resumed(self, identity: Mapping[str, Any]) -> Lineage:
         try:
-            recorded = json.loads((self.folder / "identity.json").read_bytes())
-        except (OSError, ValueError) as e:
+            recorded = dict(json.loads((self.folder / "identity.json").read_bytes()))
+        except (OSError, ValueError, TypeError) as e:
             raise ResumeError(f"{self.folder / 'identity.json'} cannot be read ({e}); restore it from a copy, or start a new run") from e
         differences = [f"{k}: the run has {recorded.get(k)}, this is {v}" for k, v in identity.items() if recorded.get(k) != v]
         if differences:

@@ -100,7 +100,7 @@ class ScriptedEngine:
     def _known(self, policy: Part, weights: Weights) -> tuple[Document, ...]:
         layered = weights.layered(policy)
         names = (*layered.merged, *([layered.live] if layered.live else []))
-        return tuple(d for name in names for d in _documents(weights.adapter(name)[0]))
+        return tuple(d for name in names for d in _documents(weights.adapter(name)))
 
     def _look_up(self, request: Generate, known: tuple[Document, ...]) -> str:
         return self._texts[key] if (key := _last(request.prompt, self._texts)) is not None else ""
