@@ -109,7 +109,7 @@ def _write_adapter(models: Models, name: str, folder: Path) -> str:
     """Write one adapter as PEFT does; the base model's name."""
     from peft import LoraConfig
 
-    weights, lora = models.adapter(name)
+    weights, lora = models.adapter(name), models.lora(name)
     with models.open(models.root) as model:
         base, layers = _base(model), int(model.config.num_hidden_layers)
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
