@@ -28,7 +28,8 @@ def test_every_hook_is_called_by_a_run(tmp_path: Path) -> None:
     class Watches:
         """Implements every observer hook."""
 
-        seen: set[str] = set()
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
 
         @hookimpl
         def setup(self) -> None:
