@@ -21,7 +21,7 @@ from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part, Round, Trial
 from selfimprove.testing import noop_roles, toy_session
 
-numbers = st.floats(allow_nan=True, allow_infinity=True)
+numbers = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=False)  # an engine flushes them, process-wide
 evaluations = st.one_of(
     st.builds(Evaluation.failed, st.text(min_size=1)),
     st.builds(Evaluation, numbers, metrics=st.dictionaries(st.sampled_from(["f1", "arm/none", "x"]), numbers)),
