@@ -132,7 +132,7 @@ def test_roles_are_swapped_by_overrides(typed: Shell) -> None:
     code, _, err = typed("run", TOY, "selector=best", "updater.keep=2", "run.folder=one")
     assert code == 2
     assert "there is no 'updater.keep'" in err
-    code, out, err = typed("run", TOY, "selector=best", "evaluator=reward_is_score", "~updater", "editor.edits=1", "run.folder=one")
+    code, out, err = typed("run", TOY, "selector=best", "evaluator=reward_is_score", "~updater", "guard.rounds.rounds=1", "run.folder=one")
     assert code == 0, err
     assert "run folder one" in out
 
