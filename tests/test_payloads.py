@@ -20,7 +20,7 @@ class Nested:
     named: Any
 
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_subnormal=False) | st.text()
 trees = st.recursive(leaves, lambda t: st.lists(t, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3), t, max_size=3), max_leaves=6)
 
 

@@ -15,7 +15,7 @@ from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part, Roun
 
 ROOT = Candidate.root(policy=Part("model", "m"))
 
-numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32, allow_subnormal=False)
 texts = st.text(max_size=8)
 evaluations = st.one_of(
     st.builds(

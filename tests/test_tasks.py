@@ -394,7 +394,7 @@ def test_broken_files_say_where_and_what(write: Write, content: Any, message: st
     assert len(str(raised.value)) < 600
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_subnormal=False) | st.text(max_size=5)
 keys = st.sampled_from(["data", "title", "paragraphs", "context", "qas", "questions", "question", "answer", "answers", "text", "id", "is_impossible"])
 shapes = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=5), max_leaves=25)
 
