@@ -3,7 +3,7 @@
     python benchmarks/overhead.py
 
 Every size is run in a process of its own, ten trials a round. Reported for each: seconds (and how much of it was waiting for
-the disk to confirm writes), peak memory above that of the smallest run, and bytes of the run folder; for each of them the slope
+the disk to confirm writes), peak memory above that at the start, and bytes of the run folder; for each of them the slope
 of its logarithm over that of the number of trials: 1 is linear growth. Writes benchmarks/results/overhead.json.
 """
 
@@ -91,7 +91,7 @@ def main() -> None:
     for size in options.sizes:
         done = subprocess.run([sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{size:>8,} trials: {rows[-1]['milliseconds_per_trial']:.3f} ms a trial, {rows[-1]['memory_bytes'] / 1e6:.1f} MB more memory")
+        print(f"{size:>8,} trials: {rows[-1]['milliseconds_per_trial']:.3f} ms a trial, {rows[-1]['memory_bytes'] / 1e6:.1f} MB more memory", flush=True)
     fields = ("seconds", "processor_seconds", "memory_bytes", "disk_bytes")
     result: dict[str, Any] = {
         "what": f"runs of plugins that do nothing, {TRIALS_A_ROUND} trials a round, every trial a scored child",
