@@ -125,5 +125,11 @@ class InnerLoop:
         return scored
 
 
+def answer_of(line: str) -> str:
+    """The answer of a question-answer line, with or without its question's opening; the whole line where it is none."""
+    pair = _PAIR.match(line) or _PAIR.match(f"Question: {line}")
+    return pair["answer"] if pair else line
+
+
 def mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)

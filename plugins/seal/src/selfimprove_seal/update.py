@@ -22,9 +22,11 @@ class ReSTEM:
     Args:
         lora: the M-step's adapter, as a mapping of the fields of `selfimprove.models.Lora`; it is merged.
         keep: edits kept per context, best first.
-        threshold: keep only edits whose reward is above this; null keeps the best whatever they are.
+        threshold: keep only what has a reward above this; null keeps the best edits whatever they are.
         restart: train from the root instead of from the parent.
         distinct: leave out a context whose edits all have the same reward: nothing was learnt about them.
+        lines: judge single lines instead of whole edits: of the lines that answered one prompt, `keep` are kept, those with the
+            highest credit, which must be positive (or above `threshold`). Needs a rewarder that gives credit per line.
     """
 
     lora: Lora | Mapping[str, Any]
@@ -32,6 +34,7 @@ class ReSTEM:
     threshold: float | None = None
     restart: bool = False
     distinct: bool = False
+    lines: bool = False
 
     consumes = (SelfEdit,)
     needs = ("policy",)
@@ -49,15 +52,35 @@ class ReSTEM:
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:
         assert isinstance(self.lora, Lora)
         children = []
-        kept = self.kept(trials, rewards)
-        for parent_id in dict.fromkeys(e.parents[0] for e in kept):
+        turns = self.credited(trials, rewards) if self.lines else [(e.parents[0], t) for e in self.kept(trials, rewards) for t in e.payload.turns]
+        for parent_id in dict.fromkeys(p for p, _ in turns):
             parent = lineage[parent_id]
             start = (lineage.root if self.restart else parent).parts["policy"]
-            documents = tuple(Document(c, p) for e in kept if e.parents[0] == parent_id for p, c in e.payload.turns if c.strip())
+            documents = tuple(Document(written, prompt) for p, (prompt, written) in turns if p == parent_id and written.strip())
             seed = run.seed_for("update", len(lineage), parent_id)
             [trained] = run.models.train([Train(start, documents, self.lora, seed)])
             children.append(parent.derive(len(lineage), policy=trained.policy))
         return children
+
+    def credited(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> list[tuple[str, tuple[str, str]]]:
+        """The parent, prompt and text of the best lines, prompt after prompt."""
+        groups: dict[tuple[str, str], dict[str, float]] = {}
+        for trial, reward in zip(trials, rewards, strict=True):
+            if reward.score is None:
+                continue
+            if len(reward.credit) != len(trial.edit.payload.turns):
+                raise ConfigError(
+                    f"updater.lines wants credit for each of an edit's {len(trial.edit.payload.turns)} lines, and the rewarder gave "
+                    f"{len(reward.credit)}; choose rewarder=accuracy, log_likelihood or accuracy_ties, or updater.lines=false"
+                )
+            for (prompt, line), credit in zip(trial.edit.payload.turns, reward.credit, strict=True):
+                lines = groups.setdefault((trial.edit.parents[0], prompt), {})
+                lines[line] = max(credit, lines.get(line, credit))
+        found = []
+        for (parent, prompt), lines in groups.items():
+            best = sorted(lines.items(), key=lambda pair: -pair[1])[: self.keep]
+            found += [(parent, (prompt, line)) for line, credit in best if credit > (self.threshold or 0.0)]
+        return found
 
     def kept(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> list[Edit]:
         """The edits to train on, context after context: the highest mean reward over replicates first, ties in order."""
