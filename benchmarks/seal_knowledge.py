@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--test", type=int, default=40, help="sealed contexts")
-    parser.add_argument("--tools-train", type=int, default=10, help="training contexts per round of seal_tools; 0 leaves it out")
+    parser.add_argument("--tools-train", type=int, default=6, help="training contexts per round of seal_tools; 0 leaves it out")
     parser.add_argument("--squad", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/seal_knowledge"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "seal_knowledge.json")
@@ -75,6 +75,7 @@ def train(folder: Path, overrides: Sequence[str]) -> None:
 def measure(folder: Path) -> None:
     """Open the sealed split and measure every arm of a finished run, one file per arm; all together in test_arms.json."""
     from selfimprove import config, session
+    from selfimprove_seal.evaluate import ARMS
 
     if (folder / "test_arms.json").exists():
         return
@@ -84,7 +85,7 @@ def measure(folder: Path) -> None:
     evaluator = run.roles["evaluator"]
     root = lineage.root.parts["policy"]
     tools = composed.strategy == "seal_tools"
-    jobs = {"edits": ("edits", root)} if tools else {arm: (arm, root) for arm in evaluator.arms}
+    jobs = {"edits": ("edits", root)} if tools else {arm: (arm, root) for arm in ARMS}
     for i in range(len(lineage)):
         for child in lineage.round(i).children:
             jobs[f"round_{i + 1}"] = ("edits", child.parts["policy"])
@@ -174,7 +175,7 @@ def _summary(graded: Mapping[str, float]) -> dict[str, float]:
 def _task(options: argparse.Namespace, seed: int) -> list[str]:
     counts = [f"task.train={max(options.train * options.rounds, options.tools_train)}", "task.validation=4", f"task.test={options.test}"]
     task = ["task=squad", f"task.path={options.squad}"] if options.squad else [f"task.seed={seed}"]
-    return [*task, *counts, f"editor.edits={options.edits}", f"guard.rounds.rounds={options.rounds}", f"seed={seed}"]
+    return [*task, *counts, "evaluator.arms=[edits]", f"editor.edits={options.edits}", f"guard.rounds.rounds={options.rounds}", f"seed={seed}"]
 
 
 def _commit() -> str:

@@ -49,7 +49,7 @@ class TorchEngine:
         dtype: str = "auto",
         device: str = "auto",
         threads: int = 0,
-        rows: int = 32,
+        rows: int = 64,
         bank: int = 16,
         step_tokens: int = 2048,
         logit_rows: int = 256,
@@ -406,6 +406,27 @@ class _Prefilled:
     shared: int
 
 
+class _RowCache:
+    """Keys and values of N rows, with room for what will be generated: a step writes one column and copies nothing."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, ...]], room: int) -> None:
+        self.filled = layers[0][0].shape[2]
+        self.layers = [tuple(torch.nn.functional.pad(x, (0, 0, 0, room)) for x in layer) for layer in layers]  # (N, H, L + room, D)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What transformers' attention calls: the column goes in, everything so far comes out."""
+        all_keys, all_values = self.layers[layer]
+        all_keys[:, :, self.filled : self.filled + 1] = keys
+        all_values[:, :, self.filled : self.filled + 1] = values
+        return all_keys[:, :, : self.filled + 1], all_values[:, :, : self.filled + 1]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.filled
+
+    def keep(self, rows: Tensor) -> None:
+        self.layers = [tuple(x.index_select(0, rows) for x in layer) for layer in self.layers]
+
+
 class _Decoder:
     """Rows that are sampled in step; a row that finishes leaves the batch."""
 
@@ -422,10 +443,8 @@ class _Decoder:
         gather = torch.cat([before, shared + ragged.gather.view(ragged.rows, ragged.width)[self.source]], dim=1)  # (N, shared + L)
         self.mask = torch.cat([torch.ones_like(before, dtype=torch.bool), ragged.mask[self.source]], dim=1)
         self.lengths = self.mask.sum(1)
-        self.cache = DynamicCache(config=engine.model.config)
-        for i, layer in enumerate(prefilled.cache.layers):
-            keys, values = (x[0][:, gather].transpose(0, 1).contiguous() for x in (layer.keys, layer.values))
-            self.cache.update(keys, values, i)
+        self.cache = _RowCache([tuple(x[0][:, gather].transpose(0, 1) for x in (y.keys, y.values)) for y in prefilled.cache.layers], self.limit)
+        self.mask = torch.nn.functional.pad(self.mask, (0, self.limit), value=True)  # (N, shared + L + limit)
 
     def run(self, logits: Tensor) -> list[Completion]:
         engine, tile = self.engine, self.tile
@@ -448,8 +467,7 @@ class _Decoder:
             keep = torch.tensor(going)
             if len(going) < len(alive):
                 alive, tokens, self.mask = alive[keep], tokens[keep], self.mask[keep]
-                self.cache.batch_select_indices(keep.to(engine.device))
-            self.mask = torch.cat([self.mask, torch.ones(len(alive), 1, dtype=torch.bool)], dim=1)
+                self.cache.keep(keep.to(engine.device))
             if self.bank:
                 counts = torch.bincount(self.slots[alive], minlength=self.bank.count).tolist()
                 self.bank.use(Ragged(counts), slice(0, self.bank.count))
@@ -457,10 +475,11 @@ class _Decoder:
             out = engine.model.model(
                 input_ids=tokens[:, None].to(engine.device),
                 position_ids=positions,
-                attention_mask=self.mask[:, None, None].to(engine.device),
+                attention_mask=self.mask[:, None, None, : self.cache.filled + 1].to(engine.device),
                 past_key_values=self.cache,
                 use_cache=True,
             )
+            self.cache.filled += 1
             logits = engine._logits(out.last_hidden_state[:, -1])
         return [done[i] for i in range(len(tile))]
 
