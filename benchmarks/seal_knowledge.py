@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from selfimprove import journal
+
 HERE = Path(__file__).parent
 COMPARISONS = {
     "seal_vs_edits": ("seal", "edits"),
@@ -39,80 +41,90 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--test", type=int, default=40, help="sealed contexts")
-    parser.add_argument("--tools-train", type=int, default=6, help="training contexts per round of seal_tools; 0 leaves it out")
+    parser.add_argument("--tools-train", type=int, default=4, help="training contexts per round of seal_tools; 0 leaves it out")
     parser.add_argument("--squad", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/seal_knowledge"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "seal_knowledge.json")
     parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--last", action="store_true", help="measure only the last round's candidate; without it, later, the others too")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure)
+        measure(options.measure, options.last)
         return
-    seeds = []
-    for seed in options.seeds:
-        folders = {}
-        for strategy, contexts in (("seal", options.train), ("seal_tools", options.tools_train)):
-            if contexts:
-                folders[strategy] = options.work / f"{strategy}_s{seed}"
-                train(folders[strategy], [f"strategy={strategy}", f"editor.contexts={contexts}", *_task(options, seed), *options.overrides])
-        for folder in folders.values():
-            subprocess.run([sys.executable, __file__, "--measure", str(folder)], check=True)
-        seeds.append({s: json.loads((f / "test_arms.json").read_text()) for s, f in folders.items()})
+    plan = {"seal": options.train, "seal_tools": options.tools_train}
+    folders = {s: [options.work / f"{s}_s{seed}" for seed in options.seeds] for s, contexts in plan.items() if contexts}
+    for strategy, runs in folders.items():
+        for seed, folder in zip(options.seeds, runs, strict=True):
+            train(folder, [f"strategy={strategy}", f"editor.contexts={plan[strategy]}", *_task(options, seed), *options.overrides])
+            subprocess.run([sys.executable, __file__, "--measure", str(folder), *(["--last"] if options.last else [])], check=True)
+        report(options, folders)
+
+
+def report(options: argparse.Namespace, folders: Mapping[str, Sequence[Path]]) -> None:
+    """Write the result of everything that has been measured so far, and print its arms."""
+    seeds = [{s: _measured(runs[i]) for s, runs in folders.items() if (runs[i] / "test").exists()} for i in range(len(options.seeds))]
+    found = result(options, seeds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result(options, seeds), indent=1) + "\n")
-    print(json.dumps({k: {m: v[m] for m in v if m != "per_item"} for k, v in json.loads(options.out.read_text())["arms"].items()}, indent=1))
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    for name, arm in found["arms"].items():
+        print(f"{name:28s} {arm['accuracy']:.3f} ± {arm['standard_error']:.3f}")
+    for name, c in found["comparisons"].items():
+        print(f"{name:28s} {c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]")
 
 
 def train(folder: Path, overrides: Sequence[str]) -> None:
     """Start the run, or go on with it, as a user would."""
-    if (folder / "test_arms.json").exists():
-        return
+    if (folder / "test").exists():
+        return  # finished, and being measured
     command = ["resume", str(folder)] if (folder / "journal.jsonl").exists() else ["run", *overrides, f"run.folder={folder}"]
     subprocess.run([sys.executable, "-m", "selfimprove.cli", *command], check=True)
 
 
-def measure(folder: Path) -> None:
-    """Open the sealed split and measure every arm of a finished run, one file per arm; all together in test_arms.json."""
+def measure(folder: Path, only_last: bool) -> None:
+    """Open the sealed split and measure the arms of a finished run that have not been measured, each into a file of its own."""
     from selfimprove import config, session
     from selfimprove_seal.evaluate import ARMS
 
-    if (folder / "test_arms.json").exists():
-        return
     composed = config.load(folder / "config.yaml")
     opened = session.Session(config.build(composed), folder, evaluation_split="test")
     run, lineage = opened.run, opened.lineage
-    evaluator = run.roles["evaluator"]
-    root = lineage.root.parts["policy"]
-    tools = composed.strategy == "seal_tools"
-    jobs = {"edits": ("edits", root)} if tools else {arm: (arm, root) for arm in ARMS}
-    for i in range(len(lineage)):
-        for child in lineage.round(i).children:
-            jobs[f"round_{i + 1}"] = ("edits", child.parts["policy"])
-    found: dict[str, dict[str, float]] = {}
+    root, last = lineage.root.parts["policy"], lineage.latest.parts["policy"]
+    children = {f"round_{i + 1}": c.parts["policy"] for i in range(len(lineage)) for c in lineage.round(i).children}
+    jobs = {"seal": ("edits", last)} | {arm: (arm, root) for arm in ARMS} | {name: ("edits", policy) for name, policy in children.items()}
+    if only_last:
+        jobs = {n: job for n, job in jobs.items() if n not in children}
+    if composed.strategy == "seal_tools":  # the other arms are the same as strategy=seal's
+        jobs = {n: job for n, job in jobs.items() if n == "seal" or (n == "edits" and not only_last)}
+    (folder / "test").mkdir(exist_ok=True)
     for name, (arm, policy) in jobs.items():
         piece = folder / "test" / f"{name}.json"
-        if not piece.exists():
-            print(f"{folder.name}: measuring {name} on {len(run.task.evaluation)} sealed contexts", flush=True)
-            with run.stage("evaluate", 1):
-                graded = evaluator.measure(run, arm, policy)
-            piece.parent.mkdir(exist_ok=True)
-            piece.write_text(json.dumps(graded))
-            run.models.retain([c.parts["policy"] for c in lineage if c.id != lineage.root.id])
-        found[name] = json.loads(piece.read_text())
-    statistics = [{k: v for _, e in lineage.round(i).scores for k, v in e.metrics.items() if k.startswith("reward/")} for i in range(len(lineage))]
-    rounds = [
-        {
-            "mean_reward": float(np.mean([r.score for r in lineage.round(i).rewards if r.score is not None])),
-            "unmeasurable": sum(r.score is None for r in lineage.round(i).rewards),
-            **statistics[i],
-        }
-        for i in range(len(lineage))
-    ]
-    config_text = (folder / "config.yaml").read_text()
-    (folder / "test_arms.json").write_text(
-        json.dumps({"arms": found, "rounds": rounds, "ledger": run.ledger.totals, "config": config_text}, indent=1)
-    )
+        if piece.exists():
+            continue
+        print(f"{folder.name}: measuring {name} on {len(run.task.evaluation)} sealed contexts", flush=True)
+        before = run.ledger.totals["trained_tokens"]
+        with run.stage("evaluate", 1):
+            graded = run.roles["evaluator"].measure(run, arm, policy, writer=last)
+        piece.write_text(json.dumps({"per_item": graded, "trained_tokens": run.ledger.totals["trained_tokens"] - before}))
+        run.models.retain([c.parts["policy"] for c in lineage if c.id != lineage.root.id])
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """What is known of a run: its arms on the test split, its rounds and what training spent."""
+    lineage, ledger, _ = journal.read(folder / "journal.jsonl")
+    rounds = []
+    for i in range(len(lineage)):
+        measured = [r.score for r in lineage.round(i).rewards if r.score is not None]
+        statistics = {k: v for _, e in lineage.round(i).scores for k, v in e.metrics.items() if k.startswith("reward/")}
+        rounds.append({"mean_reward": float(np.mean(measured)), "unmeasurable": len(lineage.round(i).rewards) - len(measured), **statistics})
+    pieces = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "test").glob("*.json"))}
+    return {
+        "arms": {n: p["per_item"] for n, p in pieces.items()},
+        "trained_tokens": {n: p["trained_tokens"] for n, p in pieces.items()},
+        "rounds": rounds,
+        "ledger": ledger.get("totals", {}),
+        "config": (folder / "config.yaml").read_text(),
+    }
 
 
 def result(options: argparse.Namespace, seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,16 +133,13 @@ def result(options: argparse.Namespace, seeds: Sequence[Mapping[str, Any]]) -> d
     for seed, runs in zip(options.seeds, seeds, strict=True):
         for strategy, run in runs.items():
             for name, measured in run["arms"].items():
-                arm = name if strategy == "seal" else f"{strategy}_{'untrained' if name == 'edits' else name}"
+                arm = name if strategy == "seal" else "seal_tools" if name == "seal" else f"seal_tools_{name}"
                 arms.setdefault(arm, {}).update({f"s{seed}/{q}": g for q, g in measured.items()})
-    last = f"round_{options.rounds}"
-    arms["seal"] = arms.pop(last) if last in arms else arms["edits"]
-    if f"seal_tools_{last}" in arms:
-        arms["seal_tools"] = arms.pop(f"seal_tools_{last}")
     return {
         "arms": {n: {**_summary(g), "per_item": g} for n, g in arms.items()},
         "comparisons": {n: difference(arms[a], arms[b]) for n, (a, b) in COMPARISONS.items()},
         "rounds": [{s: r["rounds"] for s, r in runs.items()} for runs in seeds],
+        "trained_tokens_on_test": [{s: r["trained_tokens"] for s, r in runs.items()} for runs in seeds],
         "ledger": [{s: r["ledger"] for s, r in runs.items()} for runs in seeds],
         "config": {s: r["config"] for s, r in seeds[0].items()},
         "command": {

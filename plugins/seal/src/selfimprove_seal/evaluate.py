@@ -63,13 +63,18 @@ class ClosedBook:
         metrics = {k: v for arm in self.arms for k, v in _arm(arm, graded[arm]).items()}
         return Evaluation(mean(graded["edits"]), metrics, graded["edits"])
 
-    def measure(self, run: Run, arm: str, policy: Part) -> dict[str, float]:
-        """The grade of every question of the evaluation split under an arm, by question id; the mean over seeds."""
+    def measure(self, run: Run, arm: str, policy: Part, writer: Part | None = None) -> dict[str, float]:
+        """The grade of every question of the evaluation split under an arm, by question id; the mean over seeds.
+
+        Args:
+            writer: whose edits ``passage_equal_tokens`` matches; the policy's own where it is None.
+        """
         items = run.task.evaluation
-        rounds = [self._once(run, arm, policy, items, s) for s in range(1 if arm == "untouched" else self.seeds)]
+        seeds = range(1 if arm == "untouched" else self.seeds)
+        rounds = [self._once(run, arm, policy, items, s, writer or policy) for s in seeds]
         return {q: sum(r[q] for r in rounds) / len(rounds) for q in rounds[0]}
 
-    def _once(self, run: Run, arm: str, policy: Part, items: Sequence[Item], number: int) -> dict[str, float]:
+    def _once(self, run: Run, arm: str, policy: Part, items: Sequence[Item], number: int, writer: Part) -> dict[str, float]:
         editor = context_editor(run)
         inner = editor.inner
         seeds = [run.seed_for("evaluate", number, i.id) for i in items]
@@ -83,7 +88,7 @@ class ClosedBook:
         elif arm == "passage":
             adapted = inner.train(run, [(policy, inner.documents(i, "")) for i in items], seeds)
         elif arm == "passage_equal_tokens":
-            adapted = self._equal_tokens(run, policy, items, number, seeds)
+            adapted = self._equal_tokens(run, policy, writer, items, number, seeds)
         else:
             gold = run.task.labels(q for i in items for q in i.questions)
             pairs = [(policy, (*inner.documents(i, ""), *(inner.pair(i, q.text, gold[q.id][0]) for q in i.questions))) for i in items]
@@ -91,11 +96,11 @@ class ClosedBook:
         graded = inner.accuracy(run, list(zip(adapted, items, strict=True)))
         return {q: g for item in graded for q, g in item.items()}
 
-    def _equal_tokens(self, run: Run, policy: Part, items: Sequence[Item], number: int, seeds: Sequence[int]) -> list[Part]:
+    def _equal_tokens(self, run: Run, policy: Part, writer: Part, items: Sequence[Item], number: int, seeds: Sequence[int]) -> list[Part]:
         """The passage, repeated within each epoch until an edit's number of trained tokens is reached, to the nearest repetition."""
         editor = context_editor(run)
         inner = editor.inner
-        texts = editor.write(run, policy, items, 1, "evaluate", number)
+        texts = editor.write(run, writer, items, 1, "evaluate", number)
         jobs: list[tuple[Part, Sequence[Document]]] = []
         for item, text in zip(items, texts, strict=True):
             [passage] = inner.documents(item, "") or (Document(f"{item.title}\n{item.context}"),)
