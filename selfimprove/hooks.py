@@ -18,7 +18,7 @@ names the one object per role, the wrappers around them (`@hookimpl(wrapper=True
 Attributes that a plugin may declare:
 
 * ``consumes`` / ``produces``: payload types, as tuples of classes; a combination whose sides do not meet is refused.
-* ``uses_labels``: True where the plugin reads `run.labels`; without it, asking for a label raises.
+* ``uses_labels``: True where the plugin reads `run.task.labels`; without it, asking for a label raises.
 * ``needs``: parts of a candidate that it reads, such as ``("policy",)``.
 """
 

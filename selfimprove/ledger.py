@@ -12,7 +12,7 @@ runs differ in."""
 
 
 class Ledger:
-    """Running totals by unit, and by stage. Charged by the models, the judge, `run.labels` and the contracts."""
+    """Running totals by unit, and by stage. Charged by the models, the judge, `run.task.labels` and the contracts."""
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = dict.fromkeys(UNITS, 0)
