@@ -30,8 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "overhead.json"
 
 def measure(trials: int) -> dict[str, float]:
     """Seconds, bytes and peak memory of one run; called in a fresh process."""
+    from selfimprove.evaluators import RewardIsScore
     from selfimprove.retention import Retention
-    from selfimprove.testing import RewardIsScore, noop_roles, toy_session
+    from selfimprove.testing import noop_roles, toy_session
 
     waited = [0.0]
     fsync = os.fsync
@@ -91,7 +92,8 @@ def main() -> None:
     for size in options.sizes:
         done = subprocess.run([sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{size:>8,} trials: {rows[-1]['milliseconds_per_trial']:.3f} ms a trial, {rows[-1]['memory_bytes'] / 1e6:.1f} MB more memory", flush=True)
+        last = rows[-1]
+        print(f"{size:>8,} trials: {last['milliseconds_per_trial']:.3f} ms a trial, {last['memory_bytes'] / 1e6:.1f} MB more memory", flush=True)
     fields = ("seconds", "processor_seconds", "memory_bytes", "disk_bytes")
     result: dict[str, Any] = {
         "what": f"runs of plugins that do nothing, {TRIALS_A_ROUND} trials a round, every trial a scored child",

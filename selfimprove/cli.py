@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for composed in configs:
         config.check(composed)
+    configs = [config.anchored(c) for c in configs]
     failed = 0
     for number, (job, composed) in enumerate(zip(jobs, configs, strict=True)):
         if len(jobs) == 1:
@@ -92,7 +93,7 @@ def resume(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.run
     if (folder / runfolder.TEST).exists():
         raise UserError(f"{folder} was measured on its sealed test, and a run does not go on after that; start a new one")
-    _, session = runfolder.opened(folder)
+    _, session = runfolder.opened(folder, trust_env=arguments.trust_env)
     print(f"resuming {folder} after {len(session.lineage)} rounds")
     return _improve(session)
 
@@ -136,7 +137,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     known = recorded(arguments.run)
     if known is not None:
         print(f"{arguments.run} was measured on its sealed test before, and that happens once; the recorded result:")
-    for line in table(known if known is not None else sealed_test(arguments.run, arguments.unfinished)):
+    for line in table(known if known is not None else sealed_test(arguments.run, arguments.unfinished, arguments.trust_env)):
         print(line)
     return 0
 
@@ -146,7 +147,7 @@ def export(arguments: argparse.Namespace) -> int:
     from selfimprove import runfolder
     from selfimprove.export import export as write
 
-    _, session = runfolder.opened(arguments.run, only_measure=True)
+    _, session = runfolder.opened(arguments.run, only_measure=True, trust_env=arguments.trust_env)
     try:
         chosen = runfolder.candidate(session.lineage, arguments.candidate)
         merged = True if arguments.merged else False if arguments.adapter else None
@@ -304,24 +305,27 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, parser=sub, commands=commands.choices)
         return sub
 
+    def add_run(p: argparse.ArgumentParser, opens: bool = True) -> None:
+        p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+        if opens:
+            p.add_argument("--trust-env", action="store_true", help="let its configuration read the variables that it names, such as a judge's key")
+
     p = add("run", run, "start a run", epilog=EPILOG)
     p.lists_options = True  # type: ignore[attr-defined]
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
     p.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b, each in its own folder")
     p.add_argument("--cfg", choices=["job"], help="print the configuration and start nothing")
-    p = add("resume", resume, "go on with a run")
-    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    add_run(add("resume", resume, "go on with a run"))
     p = add("list", catalogue, "what is installed: strategies, roles, tasks, models …")
     p.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
-    p = add("show", show, "rounds, best and worst edits, ledger and lineage of a run")
-    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    add_run(add("show", show, "rounds, best and worst edits, ledger and lineage of a run"), opens=False)
     p = add("plan", plan, "measure speed on a few batches and print what a run would cost; starts nothing")
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
     p = add("eval", evaluate, "measure a run's sealed test, once")
-    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    add_run(p)
     p.add_argument("--unfinished", action="store_true", help="also where no guard has stopped the run; it cannot be resumed afterwards")
     p = add("export", export, "write a candidate for peft or transformers")
-    p.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    add_run(p)
     p.add_argument("candidate", metavar="CANDIDATE", help="root, latest, best or the beginning of an id")
     p.add_argument("destination", type=Path, metavar="DIR", help="a folder that is new or empty")
     form = p.add_mutually_exclusive_group()

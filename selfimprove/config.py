@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -52,6 +54,8 @@ class Config:
     """Every value, resolved: what the objects are made of."""
     recorded: dict[str, Any]
     """The same for the run folder, where lookups of the environment stay as they were written, so no secret lands in a file."""
+    lookups: frozenset[str] = frozenset()
+    """Variables of the environment that were looked up to resolve it."""
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -69,6 +73,11 @@ class Config:
     def text(self) -> str:
         """The YAML form, for the run folder."""
         return OmegaConf.to_yaml(OmegaConf.create(self.recorded))
+
+    @property
+    def environment(self) -> list[str]:
+        """Variables of the environment that it reads: by a lookup, or because an argument called ``…_env`` names one."""
+        return sorted({*self.lookups, *(v for k, v in _leaves(self.values) if k.endswith("_env") and isinstance(v, str) and v)})
 
     def sources(self) -> list[Source]:
         """The distributions whose classes it names."""
@@ -97,6 +106,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
         raise _explained(e, overrides, options) from e
     del whole.hydra
     OmegaConf.set_struct(whole, False)
+    _anchor_model(whole)
     chosen = {g: taken[g] for g in SINGLE if isinstance(taken, dict) and taken.get(g)}
     whole[_CHOICES] = {**chosen, **{g: list(whole.get(g) or ()) for g in SEVERAL}}
     return _resolved(whole)
@@ -174,6 +184,23 @@ def check(config: Config) -> None:
         check_arguments(at, located(node["_target_"], at, found), node)
 
 
+def anchored(config: Config) -> Config:
+    """The configuration with absolute paths, so that a run goes on from any folder.
+
+    A path is an argument that its class annotates as `Path`. A model that is a folder has been anchored by `compose`.
+    Raises: ConfigError.
+    """
+    values, recorded = copy.deepcopy(config.values), copy.deepcopy(config.recorded)
+    found = discovery.sources()
+    for (at, node), (_, written) in zip(discovery.nodes(values), discovery.nodes(recorded), strict=True):
+        parameters = _signature(located(node["_target_"], at, found)).parameters
+        for key, value in node.items():
+            takes = parameters[key].annotation if key in parameters else None
+            if isinstance(value, str) and value and Path in (takes, *get_args(takes)) and written[key] == value:
+                node[key] = written[key] = str(Path(value).expanduser().absolute())  # type: ignore[index]
+    return dataclasses.replace(config, values=values, recorded=recorded)
+
+
 def parse(overrides: Sequence[str]) -> list[Override]:
     """The overrides, parsed. Raises: ConfigError."""
     parser = OverridesParser.create()
@@ -240,10 +267,7 @@ def check_arguments(at: str, cls: type[Any], node: Mapping[str, Any]) -> None:
     """Refuse arguments that a class does not take: their names, and their types as it is annotated. Raises: ConfigError."""
     if strange := [k for k in node if str(k).startswith("_") and k not in ("_target_", "_convert_")]:
         raise ConfigError(f"{at}.{strange[0]} is not taken here; a node has `_target_` and the arguments of its class")
-    try:
-        signature = inspect.signature(cls, eval_str=True)
-    except NameError:  # annotations that only a type checker can see
-        signature = inspect.signature(cls)
+    signature = _signature(cls)
     named = {n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     rest = next((p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     given = {str(k): v for k, v in node.items() if k != "_target_" and k != "_convert_"}
@@ -260,6 +284,13 @@ def check_arguments(at: str, cls: type[Any], node: Mapping[str, Any]) -> None:
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in given:
             raise ConfigError(f"{at}.{name} is missing; {cls.__name__} needs it: add `+{at}.{name}=VALUE`")
+
+
+def _signature(cls: type[Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(cls, eval_str=True)
+    except NameError:  # annotations that only a type checker can see
+        return inspect.signature(cls)
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -352,6 +383,16 @@ def _explained(e: Exception, overrides: Sequence[str], options: Sequence[Option]
     return ConfigError(f"the configuration cannot be composed: {first}")
 
 
+def _anchor_model(whole: DictConfig) -> None:
+    """Make the name of a model absolute where it is a folder; of the embedded model and of a hub's it is none."""
+    written = OmegaConf.to_container(whole).get("model")  # type: ignore[union-attr]
+    name = written.get("name") if isinstance(written, dict) else None
+    if isinstance(name, str) and name != "embedded":
+        folder = Path(name).expanduser()
+        if (folder / "config.json").is_file():
+            whole.model.name = str(folder.absolute())
+
+
 def _keys_without(bad: Override, overrides: Sequence[str]) -> list[str]:
     """The keys of the configuration that the other overrides make; none where they cannot be composed either."""
     others = [o for o in overrides if o != bad.input_line]
@@ -371,14 +412,32 @@ def _flat(node: Any, at: str = "") -> Iterator[str]:
             yield from _flat(value, f"{at}.{key}" if at else str(key))
 
 
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every value that is no mapping or list, however deep."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
+
+
 def _resolved(whole: DictConfig) -> Config:
     try:
         missing = sorted(OmegaConf.missing_keys(whole))
         if missing:
             raise ConfigError(f"{missing[0]} has to be given: add `{missing[0]}=VALUE`")
         values = OmegaConf.to_container(whole, resolve=True)
+        lookups: set[str] = set()
+
+        def itself(name: str, *default: Any) -> str:
+            lookups.add(name)
+            return f"{_LOOKUP[0]}{','.join(map(str, (name, *default)))}{_LOOKUP[1]}"
+
         # A lookup stands for itself while the recorded form is made, however deep the interpolation that uses it.
-        OmegaConf.register_new_resolver("oc.env", lambda *a: f"{_LOOKUP[0]}{','.join(map(str, a))}{_LOOKUP[1]}", replace=True)
+        OmegaConf.register_new_resolver("oc.env", itself, replace=True)
         try:
             recorded = _written(OmegaConf.to_container(whole, resolve=True))
         finally:
@@ -389,7 +448,7 @@ def _resolved(whole: DictConfig) -> Config:
     assert isinstance(values, dict)
     assert isinstance(recorded, dict)
     _check_plain(cast(dict[str, Any], values))
-    return Config(cast(dict[str, Any], values), cast(dict[str, Any], recorded))
+    return Config(cast(dict[str, Any], values), cast(dict[str, Any], recorded), frozenset(lookups))
 
 
 _LOOKUP = ("\ue000", "\ue001")  # private characters, around the name of a variable of the environment

@@ -70,12 +70,12 @@ class Contracts:
     def reward(self, trials: Sequence[Trial], run: Run) -> Generator[None, Any, Any]:
         with run.stage("reward", len(trials)):
             rewards = _sequence((yield), Evaluation, "reward", "evaluations")
+            run.ledger.charge(evaluations=sum(r.score is not None for r in rewards))
         if len(rewards) != len(trials):
             raise ContractError(
                 f"reward returned {len(rewards)} evaluations for {len(trials)} trials; "
                 "return one per trial, in order, with score=None for those you cannot measure"
             )
-        run.ledger.charge(evaluations=sum(r.score is not None for r in rewards))
         return rewards
 
     @hookimpl(wrapper=True, tryfirst=True)

@@ -9,19 +9,23 @@ import string
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from selfimprove import identity
-from selfimprove.errors import ConfigError, UserError
+from selfimprove.errors import ConfigError, StorageError, UserError
 from selfimprove.ledger import Ledger
 from selfimprove.storage import append_line, read_lines
 
 if TYPE_CHECKING:
     import openai
+
+
+VERDICTS = "verdicts.jsonl"
+"""What a run folder calls the file that a grader remembers its grades in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,14 @@ class Grader(Protocol):
 
     def grade(self, answers: Sequence[Answer], ledger: Ledger) -> list[float]:
         """One grade in [0, 1] per answer, in order."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A grader whose grades are dear: a session tells it a file to keep them in, before it grades."""
+
+    def remember(self, file: Path) -> None:
+        """Keep every grade in `file` from now on, and know those that it holds."""
 
 
 # ---- graders that compare texts ----------------------------------------------------------------------
@@ -177,9 +189,7 @@ class Judge:
 
     def remember(self, file: Path) -> None:
         """Keep every verdict in `file` from now on, and know those that it holds: a resumed run asks only for what is missing."""
-        for line in read_lines(file):
-            key, verdict, tokens = json.loads(line)
-            self._known[key] = (verdict, tokens)
+        self._known.update({key: (verdict, tokens) for key, verdict, tokens in verdicts(file)})
         self._file = file
 
     def grade(self, answers: Sequence[Answer], ledger: Ledger) -> list[float]:
@@ -271,6 +281,22 @@ class Judge:
             return f"the judge at {self.base_url} knows no model {self.model!r} or no such address; correct grader.model or grader.base_url"
         status = error.status_code if isinstance(error, openai.APIStatusError) else type(error).__name__
         return f"the judge at {self.base_url} failed with {status}: {_clip(str(error))}; try later, or lower grader.max_in_flight"
+
+
+def verdicts(file: Path) -> Iterator[tuple[str, bool | None, int]]:
+    """What a judge remembered: the key of the answer, the verdict (None where no reply could be read) and the tokens it took.
+
+    Raises: StorageError, for a line that is none.
+    """
+    for number, line in enumerate(read_lines(file), 1):
+        try:
+            match json.loads(line):
+                case [str() as key, bool() | None as verdict, int() as tokens]:
+                    yield key, verdict, tokens
+                case _:
+                    raise ValueError("not a verdict")
+        except ValueError as e:
+            raise StorageError(f"{file}, line {number} is not a judge's verdict ({e}); restore it from a copy, or delete the line") from e
 
 
 def _check_template(template: str) -> None:

@@ -128,9 +128,22 @@ def recorded(folder: Path) -> Config:
     return config
 
 
-def opened(folder: Path, split: Split = "validation", only_measure: bool = False) -> tuple[Config, Session]:
-    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError."""
+def opened(folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False) -> tuple[Config, Session]:
+    """The session of a run folder, from the state of its last complete round.
+
+    A run folder may come from a stranger, and its judge may live at any address: without `trust_env`, a configuration that reads
+    the environment is refused, so that no key leaves without its owner's word.
+
+    Raises: ResumeError, ConfigError.
+    """
     config = recorded(folder)
+    if config.environment and not trust_env:
+        addresses = sorted({v for _, v in flat(config.recorded).items() if isinstance(v, str) and "://" in v})
+        raise ConfigError(
+            f"the configuration of {folder} reads {', '.join(config.environment)} from your environment"
+            + (f" and names {', '.join(addresses)}" if addresses else "")
+            + "; if you trust it with that, add --trust-env"
+        )
     if only_measure and not (folder / JOURNAL).exists():
         raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)")
     return config, Session(configuration.build(config, only_measure), folder, split)

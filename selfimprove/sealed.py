@@ -24,12 +24,12 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def sealed_test(folder: Path, unfinished: bool = False) -> dict[str, Any]:
+def sealed_test(folder: Path, unfinished: bool = False, trust_env: bool = False) -> dict[str, Any]:
     """The result of the best candidate (the latest where nothing has a score) and of the root, recorded in the folder.
 
     Raises: ConfigError, where the run is not finished or its evaluator measures nothing; ResumeError.
     """
-    config, session = runfolder.opened(folder, split="test", only_measure=True)
+    config, session = runfolder.opened(folder, split="test", only_measure=True, trust_env=trust_env)
     try:
         lineage, run = session.lineage, session.run
         if not unfinished and session.hook.should_stop(lineage=lineage, run=run) is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from selfimprove import journal, plugins
 from selfimprove.errors import ResumeError, StorageError
-from selfimprove.graders import Grader
+from selfimprove.graders import VERDICTS, Grader, Remembering
 from selfimprove.hooks import calls
 from selfimprove.journal import Journal
 from selfimprove.ledger import Ledger
@@ -83,6 +83,8 @@ class Session:
             "task": {split: parts.task.fingerprint(split) for split in SPLITS},
         }
         try:
+            if isinstance(parts.grader, Remembering):
+                parts.grader.remember(folder / VERDICTS)
             self.lineage = self._resumed(identity) if any(read_lines(folder / "journal.jsonl")) else self._started(identity)
         except BaseException:
             self.close()

@@ -265,6 +265,33 @@ def test_resume_refuses_what_differs_and_names_it(typed: Shell, tmp_path: Path) 
         assert err.startswith("error:")
 
 
+def test_a_run_goes_on_from_another_folder(typed: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"title": f"T{i}", "context": f"Passage {i}.", "questions": [{"question": f"Q{i}?", "answer": str(i)}]} for i in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    sizes = ["task.train=2", "task.validation=2", "task.test=2"]
+    code, _, err = typed("run", TOY, "task=squad", "task.path=data.json", *sizes, "engine=scripted", "run.folder=a")
+    assert code == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = typed("resume", "../a")
+    assert code == 0, err
+
+
+def test_a_key_goes_to_a_recorded_address_only_when_told(typed: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    judge = ["grader=judge", "grader.base_url=http://127.0.0.1:9/v1", "grader.model=m", "grader.retries=0", TOY]
+    assert typed("run", *judge, "run.folder=a")[0] == 2  # nobody listens there
+    for command in (["resume", "a"], ["eval", "a"], ["export", "a", "root", "out"]):
+        Path("a/journal.jsonl").touch()
+        code, _, err = typed(*command)
+        assert code == 2
+        for text in ("OPENAI_API_KEY", "http://127.0.0.1:9/v1", "--trust-env"):
+            assert text in err
+    code, _, err = typed("resume", "a", "--trust-env")
+    assert code == 2
+    assert "cannot be reached" in err
+
+
 def test_resume_of_another_model_or_task_is_refused(typed: Shell, tmp_path: Path) -> None:
     assert typed("run", TOY, "run.folder=a", "guard.rounds.rounds=1")[0] == 0
     identity = tmp_path / "a/identity.json"

@@ -61,6 +61,36 @@ def test_the_environment_is_used_but_never_recorded(monkeypatch: pytest.MonkeyPa
     assert config.load(tmp_path / "config.yaml").values == composed.values
 
 
+def test_what_reads_the_environment_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOY_SECRET", "hunter2")
+    assert config.compose([TOY]).environment == []
+    hidden = "grader.base_url=http://x/${oc.select:nowhere,${oc.env:TOY_SECRET}}"
+    for overrides, expected in (
+        (["grader.base_url=http://x"], ["OPENAI_API_KEY"]),
+        (["grader.base_url=http://x", "grader.api_key_env=null"], []),
+        ([hidden, "grader.api_key_env=null"], ["TOY_SECRET"]),
+    ):
+        composed = config.compose([TOY, "grader=judge", "grader.model=m", *overrides])
+        assert composed.environment == expected
+        (tmp_path / "config.yaml").write_text(composed.text(), encoding="utf-8")
+        assert config.load(tmp_path / "config.yaml").environment == expected
+
+
+def test_relative_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOY_FOLDER", "there")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").touch()
+    (tmp_path / "data.json").write_text("[]")
+    overrides = ["task=squad", "task.path=data.json", "engine=torch", "model=hf", "model.name=model", "observer=[tensorboard]"]
+    composed = config.anchored(config.compose([TOY, *overrides, "observer.tensorboard.folder=${oc.env:TOY_FOLDER}"]))
+    for values in (composed.values, composed.recorded):
+        assert values["task"]["path"] == str(tmp_path / "data.json")
+        assert values["model"]["name"] == values["engine"]["model"] == str(tmp_path / "model")
+    assert composed.recorded["observer"]["tensorboard"]["folder"] == "${oc.env:TOY_FOLDER}"
+    assert config.compose([TOY, "model=hf", "model.name=org/model"]).values["model"]["name"] == "org/model"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfimprove.errors import ConfigError, UserError
+from selfimprove.errors import ConfigError, StorageError, UserError
 from selfimprove.graders import Answer, Contains, Exact, Grader, Judge, TokenF1, normalised
 from selfimprove.ledger import Ledger
 from selfimprove.testing import GraderContract
@@ -403,6 +403,14 @@ def test_judge_remembers_what_it_asked(serve: Callable[[Script], Server], tmp_pa
     other.remember(file)
     other.grade(answers[:1], Ledger())
     assert len(broken.requests) == asked + 3, "another model's verdicts are another matter"
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '["key", "yes", 3]', '["key", true]', "3", '{"key": true}'])
+def test_verdicts_that_cannot_be_read_are_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "verdicts.jsonl"
+    file.write_text(f'["a", true, 1]\n{line}\n')
+    with pytest.raises(StorageError, match=r"verdicts.jsonl, line 2 is not a judge's verdict"):
+        Judge("http://127.0.0.1:1/v1", "m", api_key_env=None).remember(file)
 
 
 def test_an_answer_cannot_close_its_own_fence(serve: Callable[[Script], Server]) -> None:

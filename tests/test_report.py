@@ -194,3 +194,10 @@ def test_a_long_run_is_cut(tmp_path: Path) -> None:
     text = shown(folder)
     assert "the last 50 of 70 rounds" in text
     assert "and 31 more" in text
+
+
+def test_a_judge_that_could_not_be_read_is_told(tmp_path: Path) -> None:
+    toy_session(tmp_path).improve()
+    (tmp_path / "verdicts.jsonl").write_text('["a", true, 1]\n["b", null, 2]\n["b", null, 2]\n["c", false, 1]\n')
+    for text in (table_of(tmp_path), shown(tmp_path)):
+        assert "a judge graded 3 answers; 1 of them are 0" in " ".join(text.split())

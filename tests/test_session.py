@@ -16,7 +16,7 @@ from selfimprove.guards import Rounds
 from selfimprove.hooks import hookimpl
 from selfimprove.journal import lineage_digest
 from selfimprove.retention import Retention
-from selfimprove.testing import ScriptedEngine, ToyRewarder, ToyTask, digest_after_kill, kill_points, noop_roles, toy_session
+from selfimprove.testing import ScriptedEngine, ToyGrader, ToyRewarder, ToyTask, digest_after_kill, kill_points, noop_roles, toy_session
 
 
 def digest_of(folder: Path) -> str:
@@ -189,6 +189,25 @@ def test_seconds_are_booked_under_the_stage_that_took_them(tmp_path: Path) -> No
     ledger = session.run.ledger
     assert ledger.by_stage["propose"]["seconds"] > 0
     assert sum(s["seconds"] for s in ledger.by_stage.values()) == pytest.approx(ledger.totals["seconds"])
+
+
+def test_evaluations_are_booked_under_reward(tmp_path: Path) -> None:
+    session = toy_session(tmp_path)
+    measured = sum(r.score is not None for one in session.improve().rounds for r in one.rewards)
+    ledger = session.run.ledger
+    assert measured == ledger.totals["evaluations"] == ledger.by_stage["reward"]["evaluations"] > 0
+
+
+def test_a_grader_that_remembers_is_given_a_file_of_the_run(tmp_path: Path) -> None:
+    class Remembers(ToyGrader):
+        file: Path | None = None
+
+        def remember(self, file: Path) -> None:
+            self.file = file
+
+    grader = Remembers()
+    toy_session(tmp_path, grader=grader).close()
+    assert grader.file == tmp_path / "verdicts.jsonl"
 
 
 def test_training_on_a_live_adapter_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from selfimprove.evaluators import RewardIsScore
 from selfimprove.graders import Grader
 from selfimprove.hooks import hookimpl
 from selfimprove.records import Evaluation
@@ -19,7 +20,6 @@ from selfimprove.testing import (
     NoopEditor,
     NoopRewarder,
     RewarderContract,
-    RewardIsScore,
     SelectorContract,
     ToyEditor,
     ToyEvaluator,

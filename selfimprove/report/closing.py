@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from selfimprove.records import Evaluation
-from selfimprove.report.read import History, history
+from selfimprove.report.read import History, history, judged
 from selfimprove.report.safe import safe
 
 ARM = "arm/"
@@ -43,6 +43,8 @@ def closing_table(folder: Path) -> Table:
         table.add_row(safe(row.name), f"{row.accuracy:.3f}", error, str(row.items), end_section=i == last_arm)
     if not rows:
         table.caption = "no candidate was evaluated; choose one with `evaluator=NAME`"
+    elif said := judged(folder):
+        table.caption = said
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from selfimprove import journal
 from selfimprove.errors import ResumeError
+from selfimprove.graders import VERDICTS, verdicts
 from selfimprove.payloads import encode
 from selfimprove.records import Edit, Evaluation, Lineage, Round
 
@@ -68,6 +69,16 @@ def _well_formed(one: Round) -> bool:
         and all(isinstance(t, str) for t in (*texts, *(k for m in maps for k in m)))
         and all(isinstance(v, int | float) for v in (*(e.score or 0 for e in evaluations), *(v for m in maps for v in m.values())))
     )
+
+
+def judged(folder: Path) -> str | None:
+    """How far the grades of a judge can be read; None where none was asked.
+
+    Raises: StorageError, where its file cannot be read.
+    """
+    said = {key: verdict for key, verdict, _ in verdicts(folder / VERDICTS)}
+    unread = sum(verdict is None for verdict in said.values())
+    return f"a judge graded {len(said)} answers; {unread} of them are 0 because no reply said yes or no" if said else None
 
 
 def described(edit: Edit) -> str:

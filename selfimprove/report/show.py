@@ -16,7 +16,7 @@ from selfimprove.journal import lineage_digest
 from selfimprove.ledger import UNITS
 from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
-from selfimprove.report.read import History, described, history, scored
+from selfimprove.report.read import History, described, history, judged, scored
 from selfimprove.report.safe import safe
 
 ROUNDS = 50
@@ -102,7 +102,7 @@ def edits_table(run: History) -> RenderableType:
 
 
 def ledger_table(run: History) -> Table:
-    """What was spent, by stage and unit. `start` is what happened outside every stage."""
+    """What was spent, by stage and unit, and what a judge said. `start` is what happened outside every stage."""
     totals = run.ledger.get("totals", {})
     units = [u for u in UNITS if totals.get(u)]
     table = Table(title="Ledger", title_justify="left")
@@ -113,6 +113,8 @@ def ledger_table(run: History) -> Table:
     for i, (stage, amounts) in enumerate(stages, 1):
         table.add_row(safe(stage), *(_amount(amounts.get(u, 0)) for u in units), end_section=i == len(stages))
     table.add_row("total", *(_amount(totals[u]) for u in units))
+    if said := judged(run.folder):
+        table.caption = said
     return table
 
 

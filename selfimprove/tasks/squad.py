@@ -46,7 +46,7 @@ class Squad:
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Path | None = None,
         dataset: str | None = None,
         config: str | None = None,
         rows: str = "train",

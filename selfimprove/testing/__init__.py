@@ -25,7 +25,6 @@ from selfimprove.testing.kill import digest_after_kill, kill_points
 from selfimprove.testing.toys import (
     NoopEditor,
     NoopRewarder,
-    RewardIsScore,
     ToyEditor,
     ToyEvaluator,
     ToyGrader,
@@ -43,7 +42,6 @@ __all__ = [
     "GraderContract",
     "NoopEditor",
     "NoopRewarder",
-    "RewardIsScore",
     "RewarderContract",
     "Script",
     "ScriptedEngine",

@@ -105,15 +105,6 @@ class NoopRewarder:
         return [Evaluation(float(x)) for x in chance.random(len(trials))]
 
 
-class RewardIsScore:
-    """The reward of the trial that made a child is the child's score."""
-
-    @hookimpl
-    def evaluate(self, candidates: Sequence[Candidate], trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> Scores:
-        by_id = {t.candidate.id: r for t, r in zip(trials, rewards, strict=True)}
-        return [(c.id, by_id[c.id]) for c in candidates if c.id in by_id]
-
-
 LORA = Lora(rank=1, alpha=1, targets=("q_proj",), learning_rate=1.0, epochs=1)
 MERGED = Lora(rank=1, alpha=1, targets=("q_proj",), learning_rate=1.0, epochs=1, merge=True)
 
