@@ -60,12 +60,12 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, mask: Tensor | None) -> Tensor:
         ctx.back, ctx.mask = back, mask
-        return x.index_select(0, there)
+        return x.index_select(0, there.to(x.device))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grads[0].index_select(0, ctx.back)
-        return (grad if ctx.mask is None else grad * ctx.mask), None, None, None
+        grad = grads[0].index_select(0, ctx.back.to(grads[0].device))
+        return (grad if ctx.mask is None else grad * ctx.mask.to(grad.device)), None, None, None
 
 
 def packed_attention(
