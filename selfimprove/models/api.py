@@ -28,6 +28,12 @@ class Generate:
     chat: bool = False
     """Send the prompt as a user's turn through the model's chat template."""
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"Generate wants max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1; got {self.max_tokens}, {self.temperature} and {self.top_p}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -179,6 +179,8 @@ class TorchEngine:
 
     # ---- train ----
 
+    @torch.inference_mode(False)  # a generate tile may need an adapter that was pruned, and train it again
+    @torch.enable_grad()
     def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
         """One bank of adapters; every step takes the next batch of each adapter's own documents.
 
@@ -235,6 +237,8 @@ class TorchEngine:
                 targets += d.ids[first:]
                 owner += [g] * (len(d.ids) - first)
                 at += len(d.ids)
+        if not targets:  # every text is empty, and nothing predicts its end
+            return [0.0] * len(group), [0] * len(group)
         counts = torch.bincount(torch.tensor(owner), minlength=len(group))
         weight = (1.0 / counts.clamp(min=1))[owner].to(self.device)
         kept = hidden.index_select(0, torch.tensor(keep, device=self.device))
@@ -337,9 +341,9 @@ class TorchEngine:
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(N, d) -> (N, V), in float32"""
-        logits: Tensor = self.model.lm_head(hidden).float()
-        return logits
+        """(N, d) -> (N, V), in float32 or better"""
+        logits: Tensor = self.model.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _bank(self, policies: Sequence[Part], weights: Weights) -> tuple[Bank | None, list[int]]:
         """A bank with the live adapters of these policies, and the slot of each; None where no policy has one."""
