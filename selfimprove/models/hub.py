@@ -36,7 +36,10 @@ def model_path(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(_converted())
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # ~ and a user that does not exist
+        folder = Path(name)
     if folder.exists():
         if not (folder / "config.json").exists():
             raise ConfigError(f"model folder {folder} has no config.json; give a folder written by save_pretrained, or a hub id")

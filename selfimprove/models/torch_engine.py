@@ -56,7 +56,7 @@ class TorchEngine:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
         self.rows, self.bank, self.step_tokens, self.logit_rows = rows, bank, step_tokens, logit_rows
         path = hub.model_path(model)
@@ -64,8 +64,11 @@ class TorchEngine:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype, attn_implementation=ATTENTION)
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"model {model!r} does not open: {str(e).splitlines()[0]}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+        except Exception as e:  # a folder may be wrong in as many ways as there are readers of its files
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise ConfigError(f"model {model!r} does not open: {reason}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of model {model!r} has no end-of-text token, which ends every document; set its eos_token")
         self.model.to(self.device).eval().requires_grad_(False)
         self._root = Part("model", hub.weights_digest(self.model))
         self._merged: tuple[str, ...] = ()
@@ -148,9 +151,13 @@ class TorchEngine:
     @torch.inference_mode()
     def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]:
         bank, slots = self._bank([r.policy for r in tile], weights)
-        order = sorted(range(len(tile)), key=lambda i: slots[i])
+        found: list[Likelihood] = [Likelihood(0.0, 0)] * len(tile)
+        continuations = [self.encode(r.continuation) for r in tile]
+        order = sorted((i for i, c in enumerate(continuations) if c), key=lambda i: slots[i])  # nothing is certain to follow
+        if not order:
+            return found, {"scored_tokens": 0, "flops": 0}
         prompts = [self.encode_prompt(tile[i].prompt, tile[i].chat) for i in order]
-        ends = [self.encode(tile[i].continuation) for i in order]
+        ends = [continuations[i] for i in order]
         lengths = [len(p) + len(e) - 1 for p, e in zip(prompts, ends, strict=True)]
         with bank.attached() if bank else contextlib.nullcontext():
             self._use(bank, [slots[i] for i in order], lengths)
@@ -170,8 +177,7 @@ class TorchEngine:
             logits = self._logits(hidden[torch.tensor(keep[part])])
             chosen = torch.tensor(targets[part], device=logits.device)[:, None]
             logprobs[part] = log_softmax(logits, dim=-1).gather(1, chosen).squeeze(1).cpu()
-        sums = torch.zeros(len(tile), dtype=torch.float64).index_add_(0, torch.tensor(owner), logprobs.double())
-        found: list[Likelihood] = [Likelihood(0.0, 0)] * len(tile)
+        sums = torch.zeros(len(order), dtype=torch.float64).index_add_(0, torch.tensor(owner), logprobs.double())
         for row, i in enumerate(order):
             found[i] = Likelihood(float(sums[row]), len(ends[row]))
         tokens = sum(lengths)
@@ -302,12 +308,17 @@ class TorchEngine:
         yield self.model
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        valid = text.encode(errors="replace").decode()  # half a surrogate pair is no text
+        ids: list[int] = self.tokenizer(valid, add_special_tokens=False).input_ids
         return ids
 
     def encode_prompt(self, prompt: str, chat: bool) -> list[int]:
         """At least one token: an empty prompt is the end-of-text token."""
         if chat:
+            if not self.tokenizer.chat_template:
+                raise ConfigError(
+                    "a chat turn was asked for, but the model's tokenizer has no chat template; use an instruct model, or no chat turns"
+                )
             prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
         return self.encode(prompt) or [self._stop_id]
 
@@ -563,12 +574,21 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:  # an unknown name; a device that this build or machine lacks
+        raise ConfigError(f"engine.device is auto, cpu, cuda, …; {name!r} cannot be used here ({str(e).splitlines()[0]})") from e
+
+
 def _dtype(name: str, device: torch.device) -> torch.dtype:
+    known = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if name != "auto":
-        found = getattr(torch, name, None)
-        if not isinstance(found, torch.dtype):
-            raise ConfigError(f"engine.dtype is auto, float32, bfloat16 or float64; got {name!r}")
-        return found
+        if name not in known:
+            raise ConfigError(f"engine.dtype is auto or one of {', '.join(known)}; got {name!r}")
+        return known[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
