@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from selfimprove import Candidate, Edit, Item, Lineage, Run, Trial, hookimpl, payload
-from selfimprove.models import Completion, Generate
+from selfimprove.errors import ConfigError
+from selfimprove.models import Completion, Document, Generate
 from selfimprove.payloads import Text
 from selfimprove.records import Part
 from selfimprove_seal.inner import InnerLoop
@@ -23,6 +25,23 @@ class SelfEdit(Text):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple((p, c) for p, c in self.turns))
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What an edit trains a policy on."""
+
+    documents: tuple[Document, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Fields of the inner loop's `Lora` that the edit replaces."""
+
+    def size(self, inner: InnerLoop) -> int:
+        """Characters trained on over all epochs: what two lessons of one context are compared by."""
+        return sum(len(d.text) + len(d.prompt) for d in self.documents) * inner.settings(**dict(self.settings)).epochs
+
+
+Job = tuple[Part, Item, SelfEdit]
+"""A policy, and the edit that it shall learn from, about an item."""
 
 
 @dataclass
@@ -51,14 +70,28 @@ class ContextEditor(abc.ABC):
     def __post_init__(self) -> None:
         if isinstance(self.inner, Mapping):
             self.inner = InnerLoop(**self.inner)
+        if self.contexts < 0 or self.edits < 1:
+            raise ConfigError(f"editor wants contexts >= 0 and edits >= 1; got {self.contexts} and {self.edits}")
 
     @abc.abstractmethod
     def prompts(self, item: Item) -> list[str]:
         """The texts that ask a policy for an edit; one, or one per piece of the edit."""
 
     @abc.abstractmethod
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
-        """The adapted policy of each job, or why its edit makes none."""
+    def lessons(self, run: Run, jobs: Sequence[Job]) -> list[Lesson | str]:
+        """What each job's edit trains on, or why it trains on nothing."""
+
+    def adapt(self, run: Run, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Part | str]:
+        """The adapted policy of each job, or why its edit makes none. Lessons with the same settings train together."""
+        lessons = self.lessons(run, jobs)
+        results: list[Part | str] = [x if isinstance(x, str) else "" for x in lessons]
+        chosen = [(n, x) for n, x in enumerate(lessons) if isinstance(x, Lesson)]
+        for settings in dict.fromkeys(x.settings for _, x in chosen):
+            group = [(n, x) for n, x in chosen if x.settings == settings]
+            trained = self.inner.train(run, [(jobs[n][0], x.documents) for n, x in group], [seeds[n] for n, _ in group], **dict(settings))
+            for (n, _), part in zip(group, trained, strict=True):
+                results[n] = part
+        return results
 
     @hookimpl
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:
@@ -101,7 +134,7 @@ class ContextEditor(abc.ABC):
         for (item, k, _, prompt), completion in zip(jobs, run.models.generate(requests), strict=True):
             turns[item.id, k].append((prompt, self.text(completion)))
         return [
-            SelfEdit("\n".join((self.opening + answer).strip() for _, answer in pieces), pieces[0][0], item, tuple(pieces))
+            SelfEdit("\n".join((self.opening + a).strip() for _, a in pieces if a.strip()), pieces[0][0] if pieces else "", item, tuple(pieces))
             for (item, _), pieces in turns.items()
         ]
 
@@ -140,7 +173,5 @@ class SelfEdits(ContextEditor):
     def prompts(self, item: Item) -> list[str]:
         return edit_prompt(self.prompt_name)(item)
 
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
-        documents = [self.inner.documents(item, edit.text) if any(c.strip() for _, c in edit.turns) else () for _, item, edit in jobs]
-        policies = self.inner.train(run, [(p, d) for (p, _, _), d in zip(jobs, documents, strict=True)], seeds)
-        return [p if d else "the edit is empty" for p, d in zip(policies, documents, strict=True)]
+    def lessons(self, run: Run, jobs: Sequence[Job]) -> list[Lesson | str]:
+        return [Lesson(d) if e.text.strip() and (d := self.inner.documents(i, e.text)) else "the edit is empty" for _, i, e in jobs]

@@ -11,6 +11,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.hooks import Scores
 from selfimprove.models import Document
 from selfimprove.records import Part
+from selfimprove_seal.editor import Lesson
 from selfimprove_seal.inner import mean
 from selfimprove_seal.rewards import context_editor
 from selfimprove_seal.statistics import reward_statistics
@@ -54,13 +55,13 @@ class ClosedBook:
         statistics = reward_statistics(trials, rewards)
         for candidate in candidates:
             graded = self.measure(run, "edits", candidate.parts["policy"])
-            scores.append((candidate.id, Evaluation(mean(graded), {**_arm("edits", graded), **statistics}, graded)))
+            scores.append((candidate.id, Evaluation(mean(graded), {**_arm("edits", graded, run.task.evaluation), **statistics}, graded)))
         return scores
 
     def root(self, run: Run, policy: Part) -> Evaluation:
         """The root's evaluation: its score is that of its untrained edits, its metrics hold every arm."""
         graded = {arm: self.measure(run, arm, policy) for arm in dict.fromkeys(("edits", *self.arms))}
-        metrics = {k: v for arm in self.arms for k, v in _arm(arm, graded[arm]).items()}
+        metrics = {k: v for arm in self.arms for k, v in _arm(arm, graded[arm], run.task.evaluation).items()}
         return Evaluation(mean(graded["edits"]), metrics, graded["edits"])
 
     def measure(self, run: Run, arm: str, policy: Part, writer: Part | None = None) -> dict[str, float]:
@@ -97,30 +98,28 @@ class ClosedBook:
         return {q: g for item in graded for q, g in item.items()}
 
     def _equal_tokens(self, run: Run, policy: Part, writer: Part, items: Sequence[Item], number: int, seeds: Sequence[int]) -> list[Part]:
-        """The passage, repeated within each epoch until an edit's number of trained tokens is reached, to the nearest repetition."""
+        """The passage, repeated within each epoch until an edit's number of trained tokens is reached, to the nearest repetition.
+
+        A void edit teaches nothing; its passage is trained on once.
+        """
         editor = context_editor(run)
         inner = editor.inner
         texts = editor.write(run, writer, items, 1, "evaluate", number)
+        lessons = editor.lessons(run, [(writer, i, t) for i, t in zip(items, texts, strict=True)])
         jobs: list[tuple[Part, Sequence[Document]]] = []
-        for item, text in zip(items, texts, strict=True):
+        for item, lesson in zip(items, lessons, strict=True):
             [passage] = inner.documents(item, "") or (Document(f"{item.title}\n{item.context}"),)
-            wanted = sum(_size(d) for d in inner.documents(item, text.text))
-            jobs.append((policy, [passage] * max(1, round(wanted / _size(passage)))))
+            wanted = lesson.size(inner) if isinstance(lesson, Lesson) else 0
+            jobs.append((policy, [passage] * max(1, round(wanted / max(1, Lesson((passage,)).size(inner))))))
         return inner.train(run, jobs, seeds)
 
 
-def _size(document: Document) -> int:
-    return len(document.text) + len(document.prompt)
-
-
-def _arm(name: str, graded: dict[str, float]) -> dict[str, float]:
+def _arm(name: str, graded: dict[str, float], items: Sequence[Item]) -> dict[str, float]:
     """Accuracy, its standard error over contexts and the number of questions. Questions of one context are one cluster."""
-    clusters: dict[str, list[float]] = {}
-    for question, grade in graded.items():
-        clusters.setdefault(question.rpartition("/")[0], []).append(grade)
+    clusters = [[graded[q.id] for q in i.questions] for i in items if i.questions]
     n = len(graded)
     accuracy = mean(graded)
-    spread = sum((sum(c) - len(c) * accuracy) ** 2 for c in clusters.values())
+    spread = sum((sum(c) - len(c) * accuracy) ** 2 for c in clusters)
     count = len(clusters)
     error = math.sqrt(spread * count / max(1, count - 1)) / n
     return {f"arm/{name}": accuracy, f"arm/{name}/se": error, f"arm/{name}/n": float(n)}

@@ -15,7 +15,7 @@ from typing import Any
 from selfimprove import Item, Run
 from selfimprove.models import Document
 from selfimprove.records import Part
-from selfimprove_seal.editor import ContextEditor, SelfEdit, SelfEdits
+from selfimprove_seal.editor import ContextEditor, Job, Lesson, SelfEdits
 from selfimprove_seal.prompts import sentences
 
 AUGMENTATIONS = ("sentences", "question_answers", "cloze", "chat_turns")
@@ -38,7 +38,7 @@ class ToolCall:
         """The tool call that a text holds, or why it holds none. Nothing outside the listed values is accepted."""
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"not a JSON object: {text[:60]!r}"
         if not isinstance(data, dict):
             return f"a JSON {type(data).__name__} where an object was wanted"
@@ -94,8 +94,8 @@ class ToolEdits(ContextEditor):
     def prompts(self, item: Item) -> list[str]:
         return [PROMPT.replace("{context}", item.context)]
 
-    def adapt(self, run: Run, jobs: Sequence[tuple[Part, Item, SelfEdit]], seeds: Sequence[int]) -> list[Part | str]:
-        """Jobs with the same hyper-parameters train together."""
+    def lessons(self, run: Run, jobs: Sequence[Job]) -> list[Lesson | str]:
+        """What the tool calls make; the question-answer pairs of an item are written once for all of a policy's edits."""
         assert isinstance(self.writer, SelfEdits)
         parsed = [ToolCall.parse(edit.text) for _, _, edit in jobs]
         wanting = [job[:2] for job, call in zip(jobs, parsed, strict=True) if isinstance(call, ToolCall) and "question_answers" in call.augmentations]
@@ -105,15 +105,15 @@ class ToolEdits(ContextEditor):
             items = [i for p, i in asking if p == policy]
             for item, text in zip(items, self.writer.write(run, policy, items, 1, "tools"), strict=True):
                 written[policy, item] = text.text
-        results: list[Part | str] = [c if isinstance(c, str) else "" for c in parsed]
-        shapes = dict.fromkeys((c.learning_rate, c.epochs) for c in parsed if isinstance(c, ToolCall))
-        for rate, epochs in shapes:
-            chosen = [(n, c) for n, c in enumerate(parsed) if isinstance(c, ToolCall) and (c.learning_rate, c.epochs) == (rate, epochs)]
-            documents = [(jobs[n][0], self.documents(jobs[n][1], c, written.get(jobs[n][:2], ""))) for n, c in chosen]
-            trained = self.inner.train(run, documents, [seeds[n] for n, _ in chosen], learning_rate=rate, epochs=epochs)
-            for (n, _), (_, docs), part in zip(chosen, documents, trained, strict=True):
-                results[n] = part if docs else "the tool call makes no document"
-        return results
+        return [
+            call if isinstance(call, str) else self._lesson(item, call, written.get((policy, item), ""))
+            for (policy, item, _), call in zip(jobs, parsed, strict=True)
+        ]
+
+    def _lesson(self, item: Item, call: ToolCall, pairs: str) -> Lesson | str:
+        settings = (("learning_rate", call.learning_rate), ("epochs", call.epochs))
+        documents = self.documents(item, call, pairs)
+        return Lesson(documents, settings) if documents else "the tool call makes no document"
 
     def documents(self, item: Item, call: ToolCall, pairs: str) -> tuple[Document, ...]:
         """The passage (where the inner loop has it) and the augmentations that the call asks for."""
@@ -130,10 +130,15 @@ class ToolEdits(ContextEditor):
 
 def cloze(item: Item, sentence: str) -> list[Document]:
     """Documents that ask for one name or number of a sentence; the title's own words are never asked for."""
-    known = set(item.title.split())
+    known = _words(item.title)
     found = []
     for span in _SPAN.finditer(sentence):
-        if known.isdisjoint(span[0].split()):
+        if known.isdisjoint(_words(span[0])):
             blank = f"{sentence[: span.start()]}____{sentence[span.end() :]}"
             found.append(Document(f" {span[0]}", prompt=f"{item.title}\nFill in the blank: {blank}\nAnswer:"))
     return found
+
+
+def _words(text: str) -> set[str]:
+    """The words of a text, whatever their case and whatever is attached to them (``Vellin's`` has ``vellin``)."""
+    return set(re.findall(r"[^\W_]+", text.casefold()))
