@@ -317,7 +317,7 @@ class TorchEngine:
         if chat:
             if not self.tokenizer.chat_template:
                 raise ConfigError(
-                    "a chat turn was asked for, but the model's tokenizer has no chat template; use an instruct model, or no chat turns"
+                    "a chat turn was asked for, but the tokenizer has no chat template; use an instruct model, or no chat turns"
                 )
             prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
         return self.encode(prompt) or [self._stop_id]
