@@ -1,0 +1,144 @@
+"""Which models open; they then compute what transformers computes. What is said of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from selfimprove.errors import ConfigError
+from selfimprove.ledger import Ledger
+from selfimprove.models import Document, Generate, Lora, Models, Score, Train
+from selfimprove.models.torch_engine import TorchEngine
+
+Save = Callable[..., None]
+LORA = Lora(rank=2, alpha=4, targets=("q_proj", "v_proj"), learning_rate=0.05, epochs=3, first_layer=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Llama", {}),
+        ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 16}),
+        ("Qwen2", {}),
+        ("Qwen3", {"head_dim": 8}),
+        ("Mistral", {"sliding_window": None}),
+        ("SmolLM3", {}),
+        ("Olmo2", {}),
+    ],
+)
+def test_models_of_llamas_build_say_what_transformers_says(
+    tmp_path: Path, small: dict[str, Any], tokenizer: Save, kind: str, changes: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**small | changes))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    layer = Models(TorchEngine(str(tmp_path / "model"), dtype="float32"), tmp_path / "run", Ledger())
+    prompts = ("w3 w4 w5", "w3 w4 w7 w8 w9", "w20")
+    for prompt, scored in zip(prompts, layer.score([Score(layer.root, p, "w6 w7") for p in prompts]), strict=True):
+        ids = torch.tensor([layer.engine.encode(f"{prompt} w6 w7")])
+        with torch.no_grad():
+            logs = model.eval()(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        assert scored.logprob == pytest.approx(float(logs[-2:].sum()), abs=1e-4)
+    [trained] = layer.train([Train(layer.root, (Document("w3 w4 w5 w6"),), LORA)])
+    for policy in (layer.root, trained.policy):
+        written = [c.text for c in layer.generate([Generate(policy, p, 6, temperature=0) for p in prompts])]
+        with layer.open(policy) as opened:
+            for prompt, text in zip(prompts, written, strict=True):
+                ids = torch.tensor([layer.engine.encode(prompt)])
+                out = opened.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
+                new = [t for t in out[0, ids.shape[1] :].tolist() if t != 1]
+                assert text == layer.engine.tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "GPTNeoX", "Granite", "Gemma2"])
+def test_a_model_of_another_build_is_refused_when_it_is_opened(tmp_path: Path, small: dict[str, Any], tokenizer: Save, kind: str) -> None:
+    """Other names, or logits that are scaled after the head: refused, and not computed wrongly."""
+    more = {"logits_scaling": 4.0} if kind == "Granite" else {"head_dim": 8} if kind == "Gemma2" else {}
+    config = getattr(transformers, f"{kind}Config")(**small | more)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not compute .* Llama"):
+        TorchEngine(str(tmp_path), dtype="float32")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path, small: dict[str, Any]) -> None:
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="does not open"):
+        TorchEngine(str(tmp_path))
+
+
+def test_a_tokenizer_without_an_end_of_text(tmp_path: Path, small: dict[str, Any], tokenizer: Save) -> None:
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small | {"eos_token_id": None})).save_pretrained(tmp_path)
+    tokenizer(tmp_path, eos_token=None)
+    with pytest.raises(ConfigError, match="end-of-text"):
+        TorchEngine(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_chat_template(tmp_path: Path, small: dict[str, Any], tokenizer: Save) -> None:
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).save_pretrained(tmp_path)
+    tokenizer(tmp_path, chat_template=None)
+    engine = TorchEngine(str(tmp_path), dtype="float32")
+    assert engine.encode_prompt("w1", chat=False) == [3]
+    with pytest.raises(ConfigError, match="no chat template"):
+        engine.encode_prompt("w1", chat=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "unheard-of"}', '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_a_broken_configuration(tmp_path: Path, tokenizer: Save, content: str) -> None:
+    tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=f"model '{tmp_path}' does not open: .*give a folder"):
+        TorchEngine(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_broken_weights(tmp_path: Path, small: dict[str, Any], tokenizer: Save, content: bytes | None) -> None:
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    with pytest.raises(ConfigError, match="does not open"):
+        TorchEngine(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float33", "nn", "", "int8"])
+def test_a_dtype_that_is_none(tiny: Path, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.dtype"):
+        TorchEngine(str(tiny), dtype=dtype)
+
+
+def test_a_device_that_is_none(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.device"):
+        TorchEngine(str(tiny), device="gpu")
+
+
+def test_bfloat16_runs(tiny: Path, tmp_path: Path) -> None:
+    layer = Models(TorchEngine(str(tiny), dtype="bfloat16"), tmp_path, Ledger())
+    [trained] = layer.train([Train(layer.root, (Document("w3 w4 w5 w6"),), Lora(2, 4, ("q_proj", "down_proj"), 0.05, 20))])
+    before, after = (layer.score([Score(p, "w3", "w4 w5 w6")])[0].logprob for p in (layer.root, trained.policy))
+    assert after > before
+    assert all(str(w.dtype) == "torch.float32" for w in layer.adapter(trained.policy.digest).values())
+    assert layer.generate([Generate(trained.policy, "w3", 4)])[0].tokens >= 1
+
+
+def test_the_root_is_its_weights(tiny: Path, tmp_path: Path) -> None:
+    engine = TorchEngine(str(tiny), dtype="float32")
+    assert engine.root == TorchEngine(str(tiny), dtype="float32").root
+    assert engine.root != TorchEngine(str(tiny), dtype="float64").root
+    config = json.loads((tiny / "config.json").read_text())
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+    other.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    assert TorchEngine(str(tmp_path), dtype="float32").root != engine.root
