@@ -69,6 +69,10 @@ class TorchEngine:
             raise ConfigError(f"model {model!r} does not open: {reason}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of model {model!r} has no end-of-text token, which ends every document; set its eos_token")
+        if not _built_as_llama(self.model):
+            raise ConfigError(
+                f"model {model!r} ({type(self.model).__name__}) is not built as Llama is, so this engine cannot compute it; choose another"
+            )
         self.model.to(self.device).eval().requires_grad_(False)
         self._root = Part("model", hub.weights_digest(self.model))
         self._merged: tuple[str, ...] = ()
@@ -316,9 +320,7 @@ class TorchEngine:
         """At least one token: an empty prompt is the end-of-text token."""
         if chat:
             if not self.tokenizer.chat_template:
-                raise ConfigError(
-                    "a chat turn was asked for, but the tokenizer has no chat template; use an instruct model, or no chat turns"
-                )
+                raise ConfigError("a chat turn was asked for, but the tokenizer has no chat template; use an instruct model, or no chat turns")
             prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
         return self.encode(prompt) or [self._stop_id]
 
@@ -572,6 +574,14 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def _built_as_llama(model: Any) -> bool:
+    """Whether layers and final norm are where the engine looks for them, and the logits are what the head gives, without more."""
+    decoder, head = getattr(model, "model", None), getattr(model, "lm_head", None)
+    changed = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
+    plain = all(getattr(model.config, name, None) in (None, 1) for name in changed)
+    return plain and isinstance(head, torch.nn.Linear) and hasattr(decoder, "layers") and hasattr(decoder, "norm")
 
 
 def _device(name: str) -> torch.device:
