@@ -51,19 +51,18 @@ def test_every_option_says_what_it_is(option: Option) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_composes_with_every_option_of_every_group(strategy: str) -> None:
-    for option in OPTIONS:
-        if option.group != "strategy":
-            chosen = config.compose([f"strategy={strategy}", *override(option), *_engine_of(option)])
+    """One option of every group at a time, in as many rows as the largest group has options."""
+    groups = [[(o,) for o in OPTIONS if o.group == g] for g in config.GROUPS if g not in ("strategy", "task", "engine")]
+    # The toy engine reads the toy task's size, so these two are chosen together.
+    pairs = [(t, e) for t in OPTIONS for e in OPTIONS if (t.group, e.group) == ("task", "engine") and (e.name != "toy" or t.name == "toy")]
+    columns = [c for c in [*groups, pairs] if c]
+    for i in range(max(map(len, columns))):
+        row = [option for column in columns for option in column[i % len(column)]]
+        chosen = config.compose([f"strategy={strategy}", *(text for option in row for text in override(option))])
+        for option in row:
             taken = chosen.choices[option.group]
             assert option.name in (taken if option.group in config.SEVERAL else [taken])
-            config.check(chosen)
-
-
-def _engine_of(option: Option) -> list[str]:
-    """The toy engine reads the toy task's size, so another task brings another engine, and the other way round."""
-    if option.group == "task" and option.name != "toy":
-        return ["engine=scripted"]
-    return ["task=toy"] if (option.group, option.name) == ("engine", "toy") else []
+        config.check(chosen)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

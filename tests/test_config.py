@@ -64,7 +64,7 @@ def test_the_environment_is_used_but_never_recorded(monkeypatch: pytest.MonkeyPa
 def test_what_reads_the_environment_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TOY_SECRET", "hunter2")
     assert config.compose([TOY]).environment == []
-    hidden = "grader.base_url=http://x/${oc.select:nowhere,${oc.env:TOY_SECRET}}"
+    hidden = "grader.base_url='http://x/${oc.select:nowhere,${oc.env:TOY_SECRET}}'"
     for overrides, expected in (
         (["grader.base_url=http://x"], ["OPENAI_API_KEY"]),
         (["grader.base_url=http://x", "grader.api_key_env=null"], []),
