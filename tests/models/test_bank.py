@@ -92,7 +92,7 @@ def alone(engine: TorchEngine, tiny: Any, request: Train) -> dict[str, Tensor]:
         if lora.max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, lora.max_norm)
         rise = min(1.0, step / lora.warmup) if lora.warmup else 1.0
-        fall = min(1.0, (len(plan) - step) / (len(plan) - lora.warmup)) if lora.schedule == "linear" else 1.0
+        fall = min(1.0, (len(plan) - step) / max(1, len(plan) - lora.warmup)) if lora.schedule == "linear" else 1.0
         optimizer.param_groups[0]["lr"] = lora.learning_rate * min(rise, fall)
         optimizer.step()
         optimizer.zero_grad()

