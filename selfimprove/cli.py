@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,8 @@ EPILOG = """options are overrides, as Hydra writes them:
   selfimprove run strategy=seal --cfg job                      print the configuration, start nothing
   selfimprove run -m strategy=seal seed=0,1                    one run after the other, each in its own folder
 """
+_MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+"""What an operating system refuses because of a folder's permissions, space or name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `selfimprove list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        if e.errno not in _MENDABLE:
+            raise
+        where = f" ({clean(str(e.filename))})" if e.filename else ""
+        print(f"error: {e.strerror}{where}; free the space, mend the permissions or choose another folder", file=sys.stderr)
+        return 2
 
 
 # ---- commands ----
@@ -216,7 +225,7 @@ def _resumable(folder: Path) -> Iterator[None]:
     """A stretch of a run; where it is stopped, the user learns how to go on."""
     try:
         yield
-    except (KeyboardInterrupt, SelfImproveError):
+    except (KeyboardInterrupt, SelfImproveError, OSError):
         print(f"stopped; nothing that was finished is lost: `selfimprove resume {folder}`", file=sys.stderr)
         raise
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfimprove import payloads
-from selfimprove.errors import AdmissionError, ConfigError, ContractError
+from selfimprove.errors import AdmissionError, ConfigError, ContractError, StorageError
 from selfimprove.hooks import hookimpl
 from selfimprove.identity import digest
 from selfimprove.records import Candidate, Evaluation, Lineage, Round, Trial, decode_evaluation, encode_evaluation
@@ -141,8 +141,12 @@ class Cached(Composed):
     def _open(self, path: Path) -> None:
         if path != self._path:
             self._path, self._known = path, {}
-            for made, found in map(json.loads, read_lines(path)):
-                self._known.update({n: (made, decode_evaluation(e)) for n, e in found.items()})
+            for number, line in enumerate(read_lines(path), 1):
+                try:
+                    made, found = json.loads(line)
+                    self._known.update({n: (int(made), decode_evaluation(e)) for n, e in found.items()})
+                except (ValueError, LookupError, TypeError, AttributeError, ContractError) as e:
+                    raise StorageError(f"{path}, line {number} holds no evaluations ({e}); restore it from a copy, or delete the line") from e
 
     def _identity(self, trial: Trial) -> str:
         parts = {name: part.digest for name, part in trial.candidate.parts.items()}

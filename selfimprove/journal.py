@@ -13,7 +13,7 @@ from selfimprove.errors import ContractError, ResumeError
 from selfimprove.hooks import hookimpl
 from selfimprove.identity import canonical
 from selfimprove.ledger import Ledger
-from selfimprove.records import Candidate, Lineage
+from selfimprove.records import Candidate, Lineage, Round
 from selfimprove.run import Run
 from selfimprove.storage import append_line, read_lines
 
@@ -69,9 +69,9 @@ def read(path: Path) -> tuple[Lineage, dict[str, Any], set[str]]:
             if lineage is None:
                 lineage = Lineage(records.decode_candidate(line["root"]))
             else:
-                lineage = lineage + records.decode_round(line["round"])
-            ledger = line.get(_TIMED, ledger)
-            labelled.update(line.get("labelled", ()))
+                lineage = lineage + _checked(records.decode_round(line["round"]))
+            ledger = _checked_ledger(line[_TIMED]) if _TIMED in line else ledger
+            labelled.update(map(str, line.get("labelled", ())))
         except (ValueError, LookupError, TypeError, AttributeError, ContractError) as e:
             raise ResumeError(f"{path}, line {number} is not a journal line ({type(e).__name__}: {e}); restore it from a copy") from e
     if lineage is None:
@@ -88,6 +88,33 @@ def lineage_digest(path: Path) -> str:
         line["spent"] = {k: v for k, v in ledger.get("totals", {}).items() if k != "seconds"}
         whole.update(canonical(line).encode(errors="surrogatepass") + b"\n")
     return whole.hexdigest()[:32]
+
+
+def _checked(one: Round) -> Round:
+    """The round, if it holds values of the types that a round has. Raises: TypeError."""
+    evaluations = [*one.rewards, *(e for _, e in one.scores)]
+    texts = [*one.parents, *(i for i, _ in one.scores), *(e.error or "" for e in evaluations)]
+    texts += [i for c in (*one.children, *(t.candidate for t in one.trials)) for i in (c.id, *c.parents)]
+    maps = [m for e in evaluations for m in (e.metrics, e.per_item)]
+    if len(one.trials) != len(one.rewards):
+        raise ValueError(f"{len(one.rewards)} rewards for {len(one.trials)} trials")
+    if not all(isinstance(m, Mapping) for m in maps):
+        raise TypeError("metrics and items are no mappings")
+    if not all(isinstance(t, str) for t in (*texts, *(k for m in maps for k in m))):
+        raise TypeError("ids, names and errors are no texts")
+    if not all(isinstance(v, int | float) for v in (*(e.score or 0 for e in evaluations), *(v for m in maps for v in m.values()))):
+        raise TypeError("measurements are no numbers")
+    return one
+
+
+def _checked_ledger(snapshot: Any) -> dict[str, Any]:
+    """The snapshot, if a ledger can go back to it. Raises: ValueError."""
+    match snapshot:
+        case {"totals": dict() as totals, "by_stage": dict() as stages}:
+            amounts = [v for u in (totals, *stages.values()) for v in (u.values() if isinstance(u, dict) else [None])]
+            if all(isinstance(v, int | float) for v in amounts):
+                return dict(snapshot)
+    raise ValueError("its ledger holds no amounts by unit and stage")
 
 
 def _migrated(line: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Ledger:
 
     def restore(self, snapshot: Mapping[str, Mapping[str, object]], labelled: Iterable[str]) -> None:
         """Go back to what a journal line recorded."""
-        self.totals = {**dict.fromkeys(UNITS, 0), **snapshot["totals"]}  # type: ignore[dict-item]
-        self.by_stage = {s: dict(u) for s, u in snapshot["by_stage"].items()}  # type: ignore[call-overload]
+        self.totals = {**dict.fromkeys(UNITS, 0), **snapshot.get("totals", {})}  # type: ignore[dict-item]
+        self.by_stage = {s: dict(u) for s, u in snapshot.get("by_stage", {}).items()}  # type: ignore[call-overload]
         self.labelled = set(labelled)
         self._clock = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -377,6 +378,18 @@ def test_unknown_commands_and_flags_exit_with_2(typed: Shell) -> None:
         code, _, err = typed(*argv)
         assert code == 2
         assert "usage:" in err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_what_the_system_refuses_is_no_traceback(typed: Shell, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuses(*args: object) -> None:
+        raise OSError(number, os.strerror(number), "some/folder")
+
+    monkeypatch.setattr("selfimprove.cli._catalogue", refuses)
+    code, _, err = typed("list")
+    assert code == 2
+    assert os.strerror(number) in err
+    assert "some/folder" in err
 
 
 def test_nothing_writes_over_the_terminal() -> None:

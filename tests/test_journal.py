@@ -95,3 +95,14 @@ def test_seconds_are_in_no_digest(tmp_path: Path) -> None:
     lines[-1]["ledger"]["totals"]["flops"] += 1
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert journal.lineage_digest(path) != before
+
+
+@pytest.mark.parametrize(
+    "ledger", [None, 3, {}, {"totals": {}}, {"totals": {"flops": "many"}, "by_stage": {}}, {"totals": {}, "by_stage": {"reward": 1}}]
+)
+def test_a_mangled_ledger_is_refused(tmp_path: Path, ledger: Any) -> None:
+    path = finished(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps({**json.loads(lines[-1]), "ledger": ledger})]) + "\n")
+    with pytest.raises(ResumeError, match="line 4 is not a journal line.*ledger"):
+        toy_session(tmp_path)

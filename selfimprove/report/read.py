@@ -11,7 +11,7 @@ from selfimprove import journal
 from selfimprove.errors import ResumeError
 from selfimprove.graders import VERDICTS, verdicts
 from selfimprove.payloads import encode
-from selfimprove.records import Edit, Evaluation, Lineage, Round
+from selfimprove.records import Edit, Evaluation, Lineage
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,7 @@ def history(folder: Path) -> History:
     if not (folder / "journal.jsonl").is_file():
         raise ResumeError(f"{folder} holds no journal.jsonl, so it is no run folder; give the folder that `selfimprove run` printed")
     lineage, ledger, _ = journal.read(folder / "journal.jsonl")
-    for number, one in enumerate(lineage.rounds, 1):
-        if not _well_formed(one):
-            raise ResumeError(f"round {number} in {folder / 'journal.jsonl'} holds values of other types than a round; restore it from a copy")
     return History(folder, lineage, ledger)
-
-
-def _well_formed(one: Round) -> bool:
-    """Whether a round that was read holds what a report computes with."""
-    evaluations = [*one.rewards, *(e for _, e in one.scores)]
-    texts = [*one.parents, *(i for i, _ in one.scores), *(e.error or "" for e in evaluations)]
-    texts += [i for c in (*one.children, *(t.candidate for t in one.trials)) for i in (c.id, *c.parents)]
-    maps = [m for e in evaluations for m in (e.metrics, e.per_item)]
-    return (
-        len(one.trials) == len(one.rewards)
-        and all(isinstance(m, Mapping) for m in maps)
-        and all(isinstance(t, str) for t in (*texts, *(k for m in maps for k in m)))
-        and all(isinstance(v, int | float) for v in (*(e.score or 0 for e in evaluations), *(v for m in maps for v in m.values())))
-    )
 
 
 def judged(folder: Path) -> str | None:
