@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -44,18 +45,16 @@ def render_run(folder: Path, console: Console) -> None:
         console.print(closing_table(folder))
 
 
-def rounds_table(run: History) -> Table:
+def rounds_table(run: History) -> RenderableType:
     """A row per round; of a long run, the last `ROUNDS`."""
     shown = list(enumerate(run.lineage.rounds, 1))[-ROUNDS:]
     evaluations = run.evaluations()
     metrics = list(
         dict.fromkeys(m for _, r in shown for c in r.children if c.id in evaluations for m in evaluations[c.id].metrics if not m.startswith(ARM))
     )
-    table = Table(title="Rounds", title_justify="left")
+    table = _table("Rounds")
     for heading in ("round", "parents", "trials", "measured", "reward mean", "reward best", "child", "score"):
         table.add_column(heading, justify="left" if heading in ("parents", "child") else "right")
-    for metric in metrics:
-        table.add_column(safe(metric.removeprefix("reward/")), justify="right")
     for number, one in shown:
         rewards = scored(one.rewards)
         child = one.children[-1] if one.children else None
@@ -69,11 +68,24 @@ def rounds_table(run: History) -> Table:
             _number(max(rewards, default=None)),
             _ids([c.id for c in one.children]),
             _number(evaluation.score if evaluation else None),
-            *(_number(evaluation.metrics.get(m) if evaluation else None) for m in metrics),
         )
     if len(run.lineage) > len(shown):
         table.caption = f"the last {len(shown)} of {len(run.lineage)} rounds"
-    return table
+    if not metrics:
+        return table
+    more = _table("What the rounds' evaluations say besides")
+    more.add_column("round", justify="right")
+    for metric in metrics:
+        more.add_column(safe(metric.replace("_", " ")), justify="right")
+    for number, one in shown:
+        found = evaluations.get(one.children[-1].id) if one.children else None
+        more.add_row(str(number), *(_number(found.metrics.get(m) if found else None) for m in metrics))
+    return Group(table, Text(), more)
+
+
+def _table(title: str) -> Table:
+    """A table without vertical lines, so that it fits eighty columns."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def edits_table(run: History) -> RenderableType:
@@ -105,8 +117,8 @@ def ledger_table(run: History) -> Table:
     """What was spent, by stage and unit, and what a judge said. `start` is what happened outside every stage."""
     totals = run.ledger.get("totals", {})
     units = [u for u in UNITS if totals.get(u)]
-    table = Table(title="Ledger", title_justify="left")
-    table.add_column("stage")
+    table = _table("Ledger")
+    table.add_column("stage", no_wrap=True)
     for unit in units:
         table.add_column(unit.replace("_", " "), justify="right")
     stages = [(s, amounts) for s, amounts in run.ledger.get("by_stage", {}).items() if any(amounts.values())]
@@ -170,6 +182,6 @@ def _number(value: float | None) -> str:
 def _amount(value: float) -> str:
     if value == 0:
         return ""
-    if value >= 1e8:
-        return f"{value:.3g}"
+    if value >= 1e6:
+        return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
