@@ -60,7 +60,8 @@ def test_every_question_of_the_split_is_graded(tmp_path: Path, roles: Make, reco
     found = measured(session, arm)
     assert set(found) == {q.id for i in session.run.task.validation for q in i.questions}
     seeds = {t.seed for t in engine.trained}
-    assert len(seeds) == (0 if arm == "untouched" else 2 * len(session.run.task.validation))
+    most = 0 if arm == "untouched" else 2 * len(session.run.task.validation)
+    assert len(seeds) == most or (arm == "edits" and 0 < len(seeds) < most), "a void edit trains nothing, everything else once per seed"
 
 
 @pytest.mark.parametrize("name", ["implications", "few_shot"])

@@ -156,7 +156,7 @@ def test_no_answer_is_asked_with_the_passage_in_sight(tmp_path: Path, roles: Mak
     passages = [s for split in ("train", "validation") for i in task.items(split) for s in sentences(i.context)]  # type: ignore[arg-type]
     answers = {a for split in ("train", "validation") for accepted in task.answers(split).values() for a in accepted}  # type: ignore[arg-type]
     asked = [r.prompt for r in engine.generated if r.temperature == 0] + [r.prompt for r in engine.scored]
-    assert len(asked) > 20
+    assert len(asked) >= 18
     for prompt in asked:
         assert not any(s in prompt for s in passages)
         assert not any(a in prompt for a in answers)

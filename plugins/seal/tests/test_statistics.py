@@ -109,7 +109,9 @@ def test_where_there_is_no_variance_there_is_no_reliability(table: np.ndarray) -
 
 
 def test_opposed_halves() -> None:
+    """Spearman and Brown's formula has no lower bound; a correlation has."""
     assert split_half(np.array([[1.0, -1.0], [-1.0, 1.0], [0.5, -0.5]])) == -1.0
+    assert split_half(np.array([[1.0, -1.0], [-1.0, 1.0], [0.5, -0.4]])) == -1.0
 
 
 def test_by_edit_keeps_edits_apart_that_are_equal() -> None:

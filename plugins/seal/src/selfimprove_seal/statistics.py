@@ -32,7 +32,7 @@ def split_half(values: np.ndarray) -> float:
     if one.std() == 0 or two.std() == 0:
         return float("nan")
     r = float(np.corrcoef(one, two)[0, 1])
-    return 2 * r / (1 + r) if r > -1 else -1.0
+    return max(-1.0, 2 * r / (1 + r)) if r > -1 else -1.0  # the formula has no lower bound
 
 
 def reward_statistics(trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> dict[str, float]:
