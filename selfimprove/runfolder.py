@@ -16,7 +16,7 @@ from selfimprove.discovery import CORE, nearest, version_of
 from selfimprove.errors import ConfigError, ResumeError
 from selfimprove.records import Candidate, Lineage
 from selfimprove.session import Session
-from selfimprove.storage import storage_error, write_bytes, write_json
+from selfimprove.storage import write_bytes, write_json
 from selfimprove.task import Split
 
 CONFIG, VERSIONS, JOURNAL, TEST = "config.yaml", "versions.json", "journal.jsonl", "test.json"
@@ -28,7 +28,7 @@ NOTED = ("trl", "accelerate", "safetensors", "tokenizers", "pluggy", "hydra-core
 def fresh(config: Config, job: int | None = None) -> Path:
     """A new run folder, made: the configured one, or one named after date, time, strategy and seed.
 
-    Raises: ConfigError, where the configured one is not empty; StorageError.
+    Raises: ConfigError, where the configured one is not empty or cannot be made.
     """
     chosen = config.values["run"]["folder"]
     folder = Path(chosen).expanduser() if chosen else Path("runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.strategy}_s{config.seed}")
@@ -48,7 +48,7 @@ def fresh(config: Config, job: int | None = None) -> Path:
                 continue
             return numbered
     except OSError as e:
-        raise storage_error(folder, e) from e
+        raise ConfigError(f"the run folder {folder} cannot be made: {e.strerror or e}; choose another with run.folder=PATH") from e
     raise ConfigError(f"{folder} and its numbered neighbours exist; choose a folder with run.folder=PATH")
 
 
