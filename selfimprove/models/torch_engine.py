@@ -250,7 +250,7 @@ class TorchEngine:
         if not targets:  # every text is empty, and nothing predicts its end
             return [0.0] * len(group), [0] * len(group)
         counts = torch.bincount(torch.tensor(owner), minlength=len(group))
-        weight = (1.0 / counts.clamp(min=1))[owner].to(self.device)
+        weight = (1.0 / counts.double().clamp(min=1))[owner].to(self.device)
         kept = hidden.index_select(0, torch.tensor(keep, device=self.device))
         detached = kept.detach().requires_grad_()
         losses = torch.zeros(len(targets), device=self.device)
@@ -259,7 +259,7 @@ class TorchEngine:
             wanted = torch.tensor(targets[part], device=self.device)
             loss = cross_entropy(self._logits(detached[part]), wanted, reduction="none")
             losses[part] = loss.detach()
-            (loss * weight[part]).sum().backward()  # type: ignore[no-untyped-call]
+            (loss * weight[part].to(loss.dtype)).sum().backward()  # type: ignore[no-untyped-call]
         kept.backward(detached.grad)  # type: ignore[no-untyped-call]
         sums = torch.zeros(len(group)).index_add_(0, torch.tensor(owner), losses.cpu())
         return sums.tolist(), counts.tolist()

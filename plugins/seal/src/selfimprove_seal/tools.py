@@ -68,11 +68,14 @@ _EXAMPLES = (
 )
 """Shots that show the form; they cover the values evenly, so that the choice is the model's."""
 
+_OPENING = '{"sentences":'
+
 PROMPT = (
-    "Choose how to study a passage, as a JSON object: which augmentations to train on, the learning rate and the number of epochs.\n\n"
+    "Passage: {context}\n\nWays to study the passage, as JSON: which augmentations to train on, the learning rate and the epochs.\n"
     + "".join(f"Configuration: {e.to_json()}\n" for e in _EXAMPLES)
-    + "\nPassage: {context}\nConfiguration: {"
+    + f"Configuration: {_OPENING}"
 )
+"""The shots stand last and the answer has begun, since a model of 135M parameters otherwise writes no JSON at all (docs/log.md)."""
 
 
 @dataclass
@@ -87,7 +90,7 @@ class ToolEdits(ContextEditor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.stop, self.opening = ("\n",), "{"
+        self.stop, self.opening = ("\n",), _OPENING
         if not isinstance(self.writer, SelfEdits):
             self.writer = SelfEdits(**{"prompt_name": "few_shot", **(self.writer or {}), "inner": self.inner})
 
