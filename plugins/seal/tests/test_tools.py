@@ -29,7 +29,7 @@ CALLS = st.builds(
     st.sampled_from(EPOCHS),
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*AUGMENTATIONS, "learning_rate", "epochs", "x"]), inner, max_size=7),
     max_leaves=12,
 )

@@ -21,7 +21,7 @@ from selfimprove_seal.editor import SelfEdit
 Make = Callable[..., Any]
 LORA = Lora(1, 1, ("q_proj",), 1.0, 1, merge=True)
 ROOT = Candidate.root(policy=Part("model", "m"))
-SCORES = st.none() | st.floats(-1, 1) | st.sampled_from([0.0, 0.5, math.nan, math.inf, -math.inf])
+SCORES = st.none() | st.floats(-1, 1, allow_subnormal=False) | st.sampled_from([0.0, 0.5, math.nan, math.inf, -math.inf])
 
 
 def edit(name: str, group: str, turns: Sequence[tuple[str, str]] = ()) -> Edit:
@@ -52,7 +52,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 TABLES = st.lists(st.lists(st.lists(SCORES, min_size=1, max_size=3), min_size=1, max_size=5), min_size=0, max_size=4)
 
 
-@given(TABLES, st.integers(1, 4), st.none() | st.floats(-1, 1), st.booleans())
+@given(TABLES, st.integers(1, 4), st.none() | st.floats(-1, 1, allow_subnormal=False), st.booleans())
 def test_laws_of_keeping(table: list[list[list[float | None]]], keep: int, threshold: float | None, distinct: bool) -> None:
     kept = names(ReSTEM(LORA, keep=keep, threshold=threshold, distinct=distinct).kept(*trials_of(table)))
     assert len(set(kept)) == len(kept)
@@ -113,7 +113,10 @@ def test_the_best_lines_of_every_prompt() -> None:
 
 
 @given(
-    st.lists(st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abcd"), st.floats(-1, 1)), min_size=1, max_size=4), max_size=6),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abcd"), st.floats(-1, 1, allow_subnormal=False)), min_size=1, max_size=4),
+        max_size=6,
+    ),
     st.integers(1, 3),
 )
 def test_laws_of_lines(edits: list[list[tuple[str, str, float]]], keep: int) -> None:
