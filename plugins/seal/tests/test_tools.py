@@ -19,7 +19,7 @@ from selfimprove.testing import ScriptedEngine, ToyTask, toy_session
 from selfimprove_seal import InnerLoop, ToolCall, ToolEdits
 from selfimprove_seal.editor import Lesson, SelfEdit
 from selfimprove_seal.prompts import sentences
-from selfimprove_seal.tools import _EXAMPLES, AUGMENTATIONS, EPOCHS, LEARNING_RATES, PROMPT, cloze
+from selfimprove_seal.tools import _EXAMPLES, AUGMENTATIONS, EPOCHS, LEARNING_RATES, OPENING, PROMPT, cloze
 
 Make = Callable[..., Any]
 CALLS = st.builds(
@@ -199,10 +199,10 @@ def test_an_invalid_call_is_data_through_a_whole_session(tmp_path: Path, recorde
     """Every second edit is a sentence instead of a call: no score, a reason, and the run goes on with the others."""
     task = ToyTask()
     base = ScriptedEngine(facts=task.facts)
-    good = ToolCall(("sentences",), 2e-3, 4).to_json()[1:]
+    good = ToolCall(("sentences",), 2e-3, 4).to_json().removeprefix(OPENING)
 
     def script(request: Generate, known: tuple[Document, ...]) -> str:
-        if request.prompt.endswith("Configuration: {"):
+        if request.prompt.endswith(f"Configuration: {OPENING}"):
             return good if request.seed % 2 else "I would read it twice."
         return base._script(request, known)
 
@@ -215,7 +215,7 @@ def test_an_invalid_call_is_data_through_a_whole_session(tmp_path: Path, recorde
         r = lineage.round(i)
         assert len(r.trials) == 2 * 8
         kinds = {t.edit.payload.text for t in r.trials}
-        assert kinds == {"{" + good, "{I would read it twice."}
+        assert kinds == {OPENING + good, f"{OPENING}I would read it twice."}
         for trial, reward in zip(r.trials, r.rewards, strict=True):
             if trial.edit.payload.text.endswith("twice."):
                 assert reward.score is None

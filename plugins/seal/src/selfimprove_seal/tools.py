@@ -68,12 +68,12 @@ _EXAMPLES = (
 )
 """Shots that show the form; they cover the values evenly, so that the choice is the model's."""
 
-_OPENING = '{"sentences":'
+OPENING = '{"sentences":'
 
 PROMPT = (
     "Passage: {context}\n\nWays to study the passage, as JSON: which augmentations to train on, the learning rate and the epochs.\n"
     + "".join(f"Configuration: {e.to_json()}\n" for e in _EXAMPLES)
-    + f"Configuration: {_OPENING}"
+    + f"Configuration: {OPENING}"
 )
 """The shots stand last and the answer has begun, since a model of 135M parameters otherwise writes no JSON at all (docs/log.md)."""
 
@@ -90,7 +90,7 @@ class ToolEdits(ContextEditor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.stop, self.opening = ("\n",), _OPENING
+        self.stop, self.opening = ("\n",), OPENING
         if not isinstance(self.writer, SelfEdits):
             self.writer = SelfEdits(**{"prompt_name": "few_shot", **(self.writer or {}), "inner": self.inner})
 
