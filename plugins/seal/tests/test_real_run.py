@@ -22,9 +22,10 @@ pytestmark = [
 
 SETTINGS = (
     "strategy=seal",
+    "updater=restem_edits",  # a child whatever the edits are worth
     "task.train=2",
     "task.validation=1",
-    "task.questions=3",
+    "task.questions=5",
     "editor.contexts=2",
     "editor.edits=2",
     "editor.inner.lora.epochs=1",
