@@ -6,7 +6,7 @@ PYTHON ?= python3
 #   make TORCH='torch==2.13.0 --index-url <index of that build>'
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
 # What the demo runs; `make demo SETTINGS='strategy=seal seed=1'` runs something else.
-SETTINGS ?= strategy=seal
+SETTINGS ?= strategy=seal editor.contexts=5 editor.edits=4 task.train=10 task.validation=6
 
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -116,7 +116,13 @@ def _measured(folder: Path) -> dict[str, Any]:
     for i in range(len(lineage)):
         measured = [r.score for r in lineage.round(i).rewards if r.score is not None]
         statistics = {k: v for _, e in lineage.round(i).scores for k, v in e.metrics.items() if k.startswith("reward/")}
-        rounds.append({"mean_reward": float(np.mean(measured)), "unmeasurable": len(lineage.round(i).rewards) - len(measured), **statistics})
+        rounds.append(
+            {
+                "mean_reward": float(np.mean(measured)) if measured else None,
+                "unmeasurable": len(lineage.round(i).rewards) - len(measured),
+                **statistics,
+            }
+        )
     pieces = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "test").glob("*.json"))}
     return {
         "arms": {n: p["per_item"] for n, p in pieces.items()},
