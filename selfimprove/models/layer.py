@@ -74,6 +74,9 @@ class Engine(Protocol):
     def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
         """For each request the adapter, the trained tokens and the last loss."""
 
+    def tokens(self, document: Document) -> int:
+        """What `train` charges for a document and epoch, in tokens."""
+
     def open(self, policy: Part, weights: Weights) -> contextlib.AbstractContextManager[Any]:
         """The policy as a transformers model, for as long as the context lasts."""
 
@@ -121,6 +124,10 @@ class Models:
             if not r.documents:
                 raise ConfigError(f"train request {i} has no documents; leave out what there is nothing to train on")
         return self._run("train", requests, self._train_tile, Trained)
+
+    def tokens(self, documents: Sequence[Document]) -> list[int]:
+        """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
+        return [self.engine.tokens(d) for d in documents]
 
     def open(self, policy: Part) -> contextlib.AbstractContextManager[Any]:
         """The policy as a transformers model while the context lasts. What runs inside is not memoised."""

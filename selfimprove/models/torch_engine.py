@@ -324,6 +324,9 @@ class TorchEngine:
             prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
         return self.encode(prompt) or [self._stop_id]
 
+    def tokens(self, document: Document) -> int:
+        return len(self.encode_document(document).ids)
+
     def encode_document(self, document: Document) -> _Encoded:
         """A document's tokens; it ends with the end-of-text token."""
         start = self.encode_prompt(document.prompt, document.chat) if document.prompt or document.chat else []

@@ -88,10 +88,13 @@ class ScriptedEngine:
         for r in tile:
             if weights.layered(r.policy).live is not None:
                 raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
-            tokens = r.lora.epochs * sum(len(_words(d.text)) + len(_words(d.prompt)) + 1 for d in r.documents)
+            tokens = r.lora.epochs * sum(map(self.tokens, r.documents))
             trained.append((_adapter(r.documents, r.lora), tokens, 1.0 / (1 + r.lora.epochs)))
         spent = sum(tokens for _, tokens, _ in trained)
         return trained, {"trained_tokens": spent, "flops": 3e6 * spent}
+
+    def tokens(self, document: Document) -> int:
+        return len(_words(document.text)) + len(_words(document.prompt)) + 1
 
     @contextlib.contextmanager
     def open(self, policy: Part, weights: Weights) -> Iterator[ScriptedModel]:

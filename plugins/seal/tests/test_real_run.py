@@ -99,6 +99,22 @@ def killed_after(run: Path, seconds: float) -> bool:
     return False
 
 
+def test_the_repeated_passage_is_charged_what_the_edits_are(tmp_path: Path) -> None:
+    from selfimprove import config
+    from selfimprove.session import Session
+
+    sizes = ("task.train=1", "task.validation=6", "task.questions=5", "editor.inner.lora.epochs=1", "editor.inner.lora.targets=[q_proj]")
+    session = Session(config.build(config.compose(["strategy=seal", *sizes])), tmp_path)
+    run, charged = session.run, []
+    for arm in ("edits", "passage_equal_tokens"):
+        before = run.ledger.totals["trained_tokens"]
+        with run.stage("evaluate", 1):
+            run.roles["evaluator"].measure(run, arm, run.models.root)
+        charged.append(run.ledger.totals["trained_tokens"] - before)
+    session.close()
+    assert charged[1] == pytest.approx(charged[0], rel=0.01)
+
+
 def test_an_exported_child_says_in_transformers_what_it_says_in_the_run(finished: tuple[Path, float], tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

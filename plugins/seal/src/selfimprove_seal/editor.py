@@ -35,10 +35,6 @@ class Lesson:
     settings: tuple[tuple[str, Any], ...] = ()
     """Fields of the inner loop's `Lora` that the edit replaces."""
 
-    def size(self, inner: InnerLoop) -> int:
-        """Characters trained on over all epochs: what two lessons of one context are compared by."""
-        return sum(len(d.text) + len(d.prompt) for d in self.documents) * inner.settings(**dict(self.settings)).epochs
-
 
 Job = tuple[Part, Item, SelfEdit]
 """A policy, and the edit that it shall learn from, about an item."""
@@ -82,16 +78,23 @@ class ContextEditor(abc.ABC):
         """What each job's edit trains on, or why it trains on nothing."""
 
     def adapt(self, run: Run, jobs: Sequence[Job], seeds: Sequence[int]) -> list[Part | str]:
-        """The adapted policy of each job, or why its edit makes none. Lessons with the same settings train together."""
+        """The adapted policy of each job, or why its edit makes none."""
         lessons = self.lessons(run, jobs)
         results: list[Part | str] = [x if isinstance(x, str) else "" for x in lessons]
-        chosen = [(n, x) for n, x in enumerate(lessons) if isinstance(x, Lesson)]
-        for settings in dict.fromkeys(x.settings for _, x in chosen):
-            group = [(n, x) for n, x in chosen if x.settings == settings]
-            trained = self.inner.train(run, [(jobs[n][0], x.documents) for n, x in group], [seeds[n] for n, _ in group], **dict(settings))
-            for (n, _), part in zip(group, trained, strict=True):
-                results[n] = part
+        chosen = [(n, jobs[n][0], x) for n, x in enumerate(lessons) if isinstance(x, Lesson)]
+        taught = self.teach(run, [(policy, x) for _, policy, x in chosen], [seeds[n] for n, _, _ in chosen])
+        for (n, _, _), part in zip(chosen, taught, strict=True):
+            results[n] = part
         return results
+
+    def teach(self, run: Run, lessons: Sequence[tuple[Part, Lesson]], seeds: Sequence[int]) -> list[Part]:
+        """Each policy after its lesson. Lessons with the same settings train together."""
+        taught: dict[int, Part] = {}
+        for settings in dict.fromkeys(x.settings for _, x in lessons):
+            group = [n for n, (_, x) in enumerate(lessons) if x.settings == settings]
+            jobs = [(lessons[n][0], lessons[n][1].documents) for n in group]
+            taught.update(zip(group, self.inner.train(run, jobs, [seeds[n] for n in group], **dict(settings)), strict=True))
+        return [taught[n] for n in range(len(lessons))]
 
     @hookimpl
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +29,7 @@ class ClosedBook:
 
     * ``untouched``: the model as it is;
     * ``passage``: the inner loop on the passage alone;
-    * ``passage_equal_tokens``: the passage, for as many trained tokens as the root's edits take;
+    * ``passage_equal_tokens``: the passage, for as many trained tokens as the root's edits take, and with their settings;
     * ``edits``: the root's own, untrained edits (the root's score);
     * ``gold``: the gold question-answer pairs as the edit, an oracle.
 
@@ -98,7 +100,7 @@ class ClosedBook:
         return {q: g for item in graded for q, g in item.items()}
 
     def _equal_tokens(self, run: Run, policy: Part, writer: Part, items: Sequence[Item], number: int, seeds: Sequence[int]) -> list[Part]:
-        """The passage, repeated within each epoch until an edit's number of trained tokens is reached, to the nearest repetition.
+        """The passage, for as many trained tokens as the writer's edit takes, to the nearest word, and with the edit's settings.
 
         A void edit teaches nothing; its passage is trained on once.
         """
@@ -106,12 +108,28 @@ class ClosedBook:
         inner = editor.inner
         texts = editor.write(run, writer, items, 1, "evaluate", number)
         lessons = editor.lessons(run, [(writer, i, t) for i, t in zip(items, texts, strict=True)])
-        jobs: list[tuple[Part, Sequence[Document]]] = []
+        equal = []
         for item, lesson in zip(items, lessons, strict=True):
             [passage] = inner.documents(item, "") or (Document(f"{item.title}\n{item.context}"),)
-            wanted = lesson.size(inner) if isinstance(lesson, Lesson) else 0
-            jobs.append((policy, [passage] * max(1, round(wanted / max(1, Lesson((passage,)).size(inner))))))
-        return inner.train(run, jobs, seeds)
+            if isinstance(lesson, Lesson):
+                equal.append((policy, Lesson(repeated(run, passage, sum(run.models.tokens(lesson.documents))), lesson.settings)))
+            else:
+                equal.append((policy, Lesson((passage,))))
+        return editor.teach(run, equal, seeds)
+
+
+def repeated(run: Run, passage: Document, tokens: int) -> tuple[Document, ...]:
+    """A passage as often as it fits into a number of tokens, and then as many of its words as come nearest; never nothing."""
+    [once] = run.models.tokens([passage])
+    whole, rest = divmod(tokens, once)
+    cuts = [Document(passage.text[: word.end()]) for word in re.finditer(r"\S+", passage.text)]
+
+    def size(words: int) -> int:
+        return run.models.tokens([cuts[words - 1]])[0] if words else 0
+
+    enough = bisect_left(range(len(cuts)), rest, key=size)
+    words = min(max(enough - 1, 0), enough, key=lambda n: abs(size(n) - rest))
+    return (passage,) * whole + (cuts[words - 1],) if words else (passage,) * max(1, whole)
 
 
 def _arm(name: str, graded: dict[str, float], items: Sequence[Item]) -> dict[str, float]:
