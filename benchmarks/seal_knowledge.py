@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from selfimprove import journal
+from selfimprove.statistics import reward_statistics
 
 HERE = Path(__file__).parent
 COMPARISONS = {
@@ -114,13 +115,13 @@ def _measured(folder: Path) -> dict[str, Any]:
     lineage, ledger, _ = journal.read(folder / "journal.jsonl")
     rounds = []
     for i in range(len(lineage)):
-        measured = [r.score for r in lineage.round(i).rewards if r.score is not None]
-        statistics = {k: v for _, e in lineage.round(i).scores for k, v in e.metrics.items() if k.startswith("reward/")}
+        one = lineage.round(i)
+        measured = [r.score for r in one.rewards if r.score is not None]
         rounds.append(
             {
                 "mean_reward": float(np.mean(measured)) if measured else None,
-                "unmeasurable": len(lineage.round(i).rewards) - len(measured),
-                **statistics,
+                "unmeasurable": len(one.rewards) - len(measured),
+                **reward_statistics(one.trials, one.rewards),
             }
         )
     pieces = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "test").glob("*.json"))}

@@ -207,13 +207,16 @@ def _improve(session: Session) -> int:
     from rich.console import Console
 
     from selfimprove.journal import lineage_digest
-    from selfimprove.report import closing_table
+    from selfimprove.report import closing_table, history, rewards_table
 
     folder = session.folder
     with _resumable(folder):
         lineage = session.improve()
     reason = session.hook.should_stop(lineage=lineage, run=session.run)
-    Console().print(closing_table(folder))
+    console = Console()
+    console.print(closing_table(folder))
+    if (rewards := rewards_table(history(folder))) is not None:
+        console.print(rewards)
     print(f"stopped because {reason}")
     print(f"lineage {lineage_digest(folder / 'journal.jsonl')}")
     print(f"run folder {folder}")

@@ -21,6 +21,7 @@ from selfimprove.identity import digest
 from selfimprove.ledger import Ledger
 from selfimprove.records import Evaluation, Lineage
 from selfimprove.run import Run
+from selfimprove.statistics import reward_statistics
 from selfimprove.storage import read_lines
 
 TOKENS = ("generated_tokens", "scored_tokens", "trained_tokens")
@@ -31,7 +32,7 @@ BLINK = 0.1
 
 
 def measurements(lineage: Lineage, ledger: Ledger) -> dict[str, float]:
-    """What a tracker logs of the last round, by name: rewards, scores, the means of all their metrics, and the ledger."""
+    """What a tracker logs of the last round, by name: rewards, scores, the means of all their metrics, the rewards' statistics, and the ledger."""
     last = lineage.round(-1)
     scores = [e for _, e in last.scores]
     return {
@@ -39,6 +40,7 @@ def measurements(lineage: Lineage, ledger: Ledger) -> dict[str, float]:
         "trials": float(len(last.trials)),
         **_summary("reward", last.rewards),
         **_summary("score", scores),
+        **{f"reward/{name}": value for name, value in reward_statistics(last.trials, last.rewards).items()},
         **{f"ledger/{unit}": float(amount) for unit, amount in ledger.totals.items()},
     }
 

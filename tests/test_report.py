@@ -91,6 +91,29 @@ def test_without_arms_the_root_is_the_comparison(tmp_path: Path) -> None:
     assert (row.name, row.accuracy, row.standard_error, row.items) == ("root", 0.5, None, 1)
 
 
+def replicated(number: int, table: Sequence[Sequence[float]]) -> Round:
+    """A round of one group: rewards by edit and replicate."""
+    edits = [Edit((ROOT.id,), Text(str(i)), "g") for i in range(len(table))]
+    trials = tuple(Trial(e, ROOT.derive(number, i, r), r) for i, e in enumerate(edits) for r in range(len(table[i])))
+    return Round((ROOT.id,), trials, tuple(Evaluation(v) for values in table for v in values), (), ())
+
+
+def test_reliability_and_the_corrected_gain_are_shown_without_any_child(tmp_path: Path) -> None:
+    text = shown(written(tmp_path / "run", [replicated(1, [[1.0, 0.5], [0.5, 1.0], [0.0, 0.0]])]), width=80)
+    row = text[text.index("How far the rewards can be trusted") :].splitlines()[4].split()
+    assert row == ["1", "0.667", "0.250", "0.000", "1.000"]
+    assert "unknown" not in text
+
+
+def test_one_replicate_is_said_to_leave_the_reliability_unknown(tmp_path: Path) -> None:
+    text = shown(written(tmp_path / "run", [replicated(1, [[1.0], [0.5]])]), width=80)
+    assert "reliability unknown with one replicate" in text
+
+
+def test_rounds_without_a_choice_have_no_statistics(tmp_path: Path) -> None:
+    assert "trusted" not in shown(written(tmp_path / "run", [replicated(1, [[1.0]])]))
+
+
 def test_no_evaluation_is_said(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", [one_round(1, [Evaluation(1.0)], ["x"])])
     assert "no candidate was evaluated" in table_of(folder)

@@ -2,6 +2,7 @@
 
 from selfimprove.report.closing import closing_rows, closing_table
 from selfimprove.report.read import History, history
+from selfimprove.report.rewards import rewards_table
 from selfimprove.report.show import render_run
 
-__all__ = ["History", "closing_rows", "closing_table", "history", "render_run"]
+__all__ = ["History", "closing_rows", "closing_table", "history", "render_run", "rewards_table"]

@@ -18,6 +18,7 @@ from selfimprove.ledger import UNITS
 from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
 from selfimprove.report.read import History, described, history, judged, scored
+from selfimprove.report.rewards import rewards_table
 from selfimprove.report.safe import safe
 
 ROUNDS = 50
@@ -36,10 +37,11 @@ def render_run(folder: Path, console: Console) -> None:
     console.print(Text(f"{folder}: {len(run.lineage)} rounds, {run.lineage.size} candidates, lineage {lineage_digest(folder / 'journal.jsonl')}"))
     if not len(run.lineage):
         console.print(Text(f"no round is finished; the root is {_short(root.id)}. `selfimprove resume {folder}` goes on"))
-    parts: list[RenderableType] = [rounds_table(run), edits_table(run), ledger_table(run), lineage_tree(run)]
-    for part in parts if len(run.lineage) else parts[2:3]:
-        console.print()
-        console.print(part)
+    parts: list[RenderableType | None] = [rounds_table(run), rewards_table(run), edits_table(run), ledger_table(run), lineage_tree(run)]
+    for part in parts if len(run.lineage) else [ledger_table(run)]:
+        if part is not None:
+            console.print()
+            console.print(part)
     if any(m.startswith(ARM) for e in run.evaluations().values() for m in e.metrics):
         console.print()
         console.print(closing_table(folder))

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfimprove import Candidate, Evaluation, Item, Lineage, Run, Trial, hookimpl
+from selfimprove import Candidate, Evaluation, Item, Lineage, Run, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.hooks import Scores
 from selfimprove.models import Document
@@ -16,7 +16,6 @@ from selfimprove.records import Part
 from selfimprove_seal.editor import Lesson
 from selfimprove_seal.inner import mean
 from selfimprove_seal.rewards import context_editor
-from selfimprove_seal.statistics import reward_statistics
 
 ARMS = ("untouched", "passage", "passage_equal_tokens", "edits", "gold")
 
@@ -50,14 +49,13 @@ class ClosedBook:
             raise ConfigError(f"evaluator.arms knows {', '.join(ARMS)}; got {', '.join(sorted(unknown))}")
 
     @hookimpl
-    def evaluate(self, candidates: Sequence[Candidate], trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Scores:
+    def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
         scores: list[tuple[str, Evaluation]] = []
         if lineage.score(lineage.root.id) is None and lineage.root.id not in {c.id for c in candidates}:
             scores.append((lineage.root.id, self.root(run, lineage.root.parts["policy"])))
-        statistics = reward_statistics(trials, rewards)
         for candidate in candidates:
             graded = self.measure(run, "edits", candidate.parts["policy"])
-            scores.append((candidate.id, Evaluation(mean(graded), {**_arm("edits", graded, run.task.evaluation), **statistics}, graded)))
+            scores.append((candidate.id, Evaluation(mean(graded), _arm("edits", graded, run.task.evaluation), graded)))
         return scores
 
     def root(self, run: Run, policy: Part) -> Evaluation:

@@ -11,8 +11,8 @@ from selfimprove import Candidate, Evaluation, Lineage, Run, Trial, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.models import Document, Lora, Train
 from selfimprove.records import Edit
+from selfimprove.statistics import by_edit
 from selfimprove_seal.editor import SelfEdit
-from selfimprove_seal.statistics import by_edit
 
 
 @dataclass
@@ -87,7 +87,7 @@ class ReSTEM:
         groups: dict[str, list[tuple[float, Edit]]] = {}
         for edit, values in by_edit(trials, rewards):
             if values and math.isfinite(sum(values)):
-                groups.setdefault(edit.group, []).append((sum(values) / len(values), edit))
+                groups.setdefault(edit.group, []).append((math.fsum(values) / len(values), edit))
         found: list[Edit] = []
         for group in groups.values():
             scores = {s for s, _ in group}
