@@ -28,7 +28,6 @@ UNIMPORTED = {
     "gguf": "transformers reads the embedded model through it",
     "datasets": "imported by name where a task reads from the hub",
     "tensorboard": "torch.utils.tensorboard writes through it",
-    "trl": "for strategies that train by reinforcement",
     "setuptools": "builds wheels in a test",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from selfimprove.errors import ConfigError
@@ -101,6 +102,8 @@ class Lora:
     """Adapters sit in this layer and above; the layers below neither train nor take a backward pass."""
     merge: bool = False
     """Merge into the weights, so that later adapters train on top of the result."""
+    trainer: str = "bank"
+    """``bank`` (all adapters of a tile at once) or ``trl`` (TRL's SFTTrainer, one after another)."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.epochs < 0 or self.batch < 1:
@@ -109,6 +112,10 @@ class Lora:
             raise ConfigError("Lora wants at least one target module; got none (all linear modules: [q_proj, k_proj, …])")
         if self.schedule not in ("constant", "linear"):
             raise ConfigError(f"Lora.schedule is 'constant' or 'linear'; got {self.schedule!r}")
+        if self.trainer not in ("bank", "trl"):
+            raise ConfigError(f"Lora.trainer is 'bank' or 'trl'; got {self.trainer!r}")
+        if self.trainer == "trl" and importlib.util.find_spec("trl") is None:
+            raise ConfigError("lora.trainer=trl needs TRL, which is not installed; install it with `pip install 'selfimprove[trl]'`")
 
 
 @dataclass(frozen=True, slots=True)

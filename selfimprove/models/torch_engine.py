@@ -20,6 +20,7 @@ from selfimprove.models.api import Completion, Document, Generate, Likelihood, L
 from selfimprove.models.bank import ATTENTION, Bank, Ragged, target_modules
 from selfimprove.models.layer import Adapter, Weights
 from selfimprove.models.optimizer import BankAdamW
+from selfimprove.models.trl_sft import train_with_trl
 from selfimprove.records import Part
 
 # Gradients of adapters reach the denormal range, where a processor is tens of times slower. Threads inherit the
@@ -204,9 +205,15 @@ class TorchEngine:
         bank = Bank(self.model, lora, len(tile))
         bank.initialise([r.seed for r in tile])
         encoded = [[self.encode_document(d) for d in r.documents] for r in tile]
+        plans = [_plan(len(docs), lora, r.seed) for docs, r in zip(encoded, tile, strict=True)]
+        if lora.trainer == "trl":
+            found = [
+                train_with_trl(self.model, self.tokenizer, [(d.ids, d.start) for d in docs], plan, bank.unload(k), lora)
+                for k, (docs, plan) in enumerate(zip(encoded, plans, strict=True))
+            ]
+            return found, self._charges(sum(tokens for _, tokens, _ in found), lora)
         if lora.first_layer and self._splits:
             self._cache_below([d for documents in encoded for d in documents], lora.first_layer)
-        plans = [_plan(len(docs), lora, r.seed) for docs, r in zip(encoded, tile, strict=True)]
         optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
         tokens, last_loss, last_count = [0] * len(tile), [0.0] * len(tile), [0] * len(tile)
         with bank.attached(), self._layers(lora.first_layer if encoded[0][0].below is not None else 0, None):
@@ -221,13 +228,12 @@ class TorchEngine:
                             last_count[k] += count
                 optimizer.step(active, step)
         means = [total / max(1, n) for total, n in zip(last_loss, last_count, strict=True)]
-        spent = sum(tokens)
+        return [(bank.unload(k), tokens[k], means[k]) for k in range(len(tile))], self._charges(sum(tokens), lora)
+
+    def _charges(self, tokens: int, lora: Lora) -> dict[str, float]:
+        """What training on so many tokens is charged."""
         share = 1 - lora.first_layer / max(1, self.model.config.num_hidden_layers)
-        flops = spent * (self._body_flops * (1 + share) + 2 * self._head_flops)
-        return (
-            [(bank.unload(k), tokens[k], means[k]) for k in range(len(tile))],
-            {"trained_tokens": spent, "flops": flops},
-        )
+        return {"trained_tokens": tokens, "flops": tokens * (self._body_flops * (1 + share) + 2 * self._head_flops)}
 
     def _backward(self, bank: Bank, group: Sequence[tuple[int, list[_Encoded]]]) -> tuple[list[float], list[int]]:
         """Adds the gradients of each adapter's mean loss; returns sums of losses and numbers of targets."""
