@@ -1,9 +1,4 @@
-"""Many adapters over one frozen model, and rows of different lengths without padding.
-
-A step's sequences are laid end to end as one row of T tokens, so every linear module works on real tokens
-only. Attention sees them as padded rows again (`packed_attention`), and each adapter sees its own
-tokens (`Layout`): both are gathers, and their cost is small next to the linear modules'.
-"""
+"""Many adapters over one frozen model in one pass: the base weights are read once, and every token meets its own adapter."""
 
 from __future__ import annotations
 
@@ -14,96 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
-
-ATTENTION = "selfimprove_packed"
-
-
-class Ragged:
-    """R rows of different lengths laid end to end: T tokens in all, L in the longest row."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        sizes = torch.tensor(lengths)
-        starts = sizes.cumsum(0) - sizes
-        columns = torch.arange(int(sizes.max()))
-        self.mask = columns[None] < sizes[:, None]  # (R, L)
-        self.gather = torch.where(self.mask, starts[:, None] + columns, 0).flatten()  # (R·L,) positions in T; 0 for padding
-        self.scatter = self.mask.flatten().nonzero().squeeze(1)  # (T,) positions in R·L
-        self.rows, self.width = self.mask.shape
-        self.positions = columns.expand(self.rows, -1)[self.mask]  # (T,) position of each token in its row
-        self.full = bool(self.mask.all())
-
-    def pad(self, tokens: Tensor) -> Tensor:
-        """(T, d) -> (R, L, d)"""
-        if self.full:
-            return tokens.view(self.rows, self.width, -1)
-        moved: Tensor = _Move.apply(tokens, self.gather, self.scatter, None)  # type: ignore[no-untyped-call]
-        return moved.view(self.rows, self.width, -1)
-
-    def flat(self, rows: Tensor) -> Tensor:
-        """(R, L, d) -> (T, d)"""
-        if self.full:
-            return rows.reshape(self.rows * self.width, -1)
-        rows = rows.reshape(self.rows * self.width, -1)
-        moved: Tensor = _Move.apply(rows, self.scatter, self.gather, self.mask.view(-1, 1))  # type: ignore[no-untyped-call]
-        return moved
-
-
-class _Move(torch.autograd.Function):
-    """``x[there]``, whose gradient is ``g[back]``: a gather both ways, since no token is used twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.back, ctx.mask = back, mask
-        return x.index_select(0, there.to(x.device))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grads[0].index_select(0, ctx.back.to(grads[0].device))
-        return (grad if ctx.mask is None else grad * ctx.mask.to(grad.device)), None, None, None
-
-
-def packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Causal attention within each row of a `Ragged` layout, all of which see what the cache held before.
-
-    Plain SDPA where no layout is given.
-    """
-    ragged: Ragged | None = kwargs.pop("ragged", None)
-    if ragged is None:
-        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return plain
-
-    def rows(x: Tensor) -> Tensor:  # (1, H, T, D) -> (R, H, L, D)
-        heads, size = x.shape[1], x.shape[3]
-        padded = ragged.pad(x[0].transpose(0, 1).reshape(-1, heads * size))
-        return padded.view(ragged.rows, ragged.width, heads, size).transpose(1, 2)
-
-    shared = key.shape[2] - query.shape[2]  # keys of a prefix that all rows have in common
-    q, k, v = rows(query), rows(key[:, :, shared:]), rows(value[:, :, shared:])
-    mask = None
-    if shared:
-        k, v = (torch.cat([whole[:, :, :shared].expand(ragged.rows, -1, -1, -1), own], dim=2) for whole, own in ((key, k), (value, v)))
-        mask = torch.ones(ragged.width, shared + ragged.width, dtype=torch.bool, device=q.device).tril(shared)
-    grouped = q.shape[1] != k.shape[1]
-    out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=kwargs.get("scaling"), enable_gqa=grouped)
-    return ragged.flat(out.transpose(1, 2).reshape(ragged.rows, ragged.width, -1)).view(1, query.shape[2], q.shape[1], -1), None
-
-
-AttentionInterface.register(ATTENTION, packed_attention)
+from selfimprove.models.packing import Ragged
 
 
 class Bank:
     """K low-rank adapters of one shape on the linear modules of a frozen model.
 
     Weights are two stacks per module, A (K, rank, in) and B (K, out, rank), in float32 or better; the modules' outputs
-    get ``(x Aᵀ) Bᵀ · alpha / rank`` of each token's own adapter added by forward hooks.
+    get ``(x Aᵀ) Bᵀ · alpha / rank`` of each token's own adapter added by forward hooks, computed in the model's type.
     """
 
     def __init__(self, model: nn.Module, lora: Lora, count: int) -> None:
@@ -153,9 +69,9 @@ class Bank:
                 handle.remove()
             self._last = None
 
-    def use(self, layout: Ragged, rows: slice) -> None:
-        """From now on, row i of `layout` holds the tokens of adapter ``rows.start + i``."""
-        self._layout, self._rows, self._last = layout, rows, None
+    def use(self, layout: Ragged, rows: slice | None = None) -> None:
+        """From now on, row i of `layout` holds the tokens of adapter ``rows.start + i``; of adapter i where `rows` is None."""
+        self._layout, self._rows, self._last = layout, rows or slice(0, self.count), None
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
@@ -167,9 +83,9 @@ class Bank:
             a, b = self.a[name], self.b[name]
             if self._rows != slice(0, self.count):
                 a, b = a[self._rows], b[self._rows]
-            low = torch.bmm(rows.to(a.dtype), a.transpose(1, 2))  # (K, L, rank)
-            high = torch.bmm(low * self.scale, b.transpose(1, 2))  # (K, L, out)
-            return output + self._layout.flat(high).view(output.shape).to(output.dtype)
+            low = torch.bmm(rows, a.to(rows.dtype).transpose(1, 2))  # (K, L, rank)
+            high = torch.bmm(low * self.scale, b.to(rows.dtype).transpose(1, 2))  # (K, L, out)
+            return output.add_(self._layout.flat(high).view(output.shape))  # nothing else needs the module's own output
 
         return add
 

@@ -66,6 +66,9 @@ class Engine(Protocol):
     def key(self) -> Mapping[str, Any]:
         """Everything about the engine that may change a number: part of every tile's digest."""
 
+    def settle(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """How the engine cuts work from now on: as it was recorded with a run that was begun, or as it finds best."""
+
     def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
         """Positions of the requests, cut into tiles."""
 
@@ -100,10 +103,22 @@ class Models:
         self._trained: dict[str, list[Train]] = {}  # train tile -> its requests
         self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
-        for line in read_lines(folder / "parts.jsonl"):
-            tile, parts = json.loads(line)
-            self._made.update({p: (tile, i) for i, p in enumerate(parts)})
+        self._settle(folder / "split.json")
+        for number, line in enumerate(read_lines(folder / "parts.jsonl"), 1):
+            try:
+                tile, parts = json.loads(line)
+                self._made.update({str(p): (str(tile), i) for i, p in enumerate(list(parts))})
+            except (ValueError, TypeError) as e:
+                raise StorageError(
+                    f"{folder / 'parts.jsonl'}, line {number} names no tile and its parts ({e}); delete that line and resume{_REPLAY}"
+                ) from e
         self._fresh = [p.stem for p in sorted(folder.glob("tiles/*/*.safetensors"))]
+
+    def _settle(self, path: Path) -> None:
+        """The engine's split is measured once and recorded, so that a resumed run cuts its work as before."""
+        split = self.engine.settle(self._read(path) if path.exists() else None)
+        if not path.exists():
+            write_json(path, dict(split))
 
     @property
     def root(self) -> Part:
@@ -246,19 +261,19 @@ class Models:
         if tile not in self._trained:
             path = self._path(tile, "json")
             try:
-                self._trained[tile] = [_decode_train(r) for r in self._read(path)["requests"]]
+                self._trained[tile] = [_decode_train(r) for r in self._read(path, _REPLAY)["requests"]]
             except (KeyError, TypeError) as e:
-                raise _unreadable(path, e) from e
+                raise _unreadable(path, e, _REPLAY) from e
         return self._trained[tile]
 
     def _path(self, tile: str, suffix: str) -> Path:
         return self.folder / "tiles" / tile[:2] / f"{tile}.{suffix}"
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, remedy: str = "") -> dict[str, Any]:
         try:
             return dict(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError) as e:
-            raise _unreadable(path, e) from e
+            raise _unreadable(path, e, remedy) from e
 
     def _load(self, path: Path) -> dict[int, Adapter]:
         """The adapters of a train tile, by row. Raises: StorageError."""
@@ -273,8 +288,14 @@ class Models:
         return dict(adapters)
 
 
-def _unreadable(path: Path, e: Exception) -> StorageError:
-    return StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again")
+_REPLAY = (
+    ". Where a finished round rests on it, delete journal.jsonl and parts.jsonl too: the rounds are told again from the tiles that "
+    "are left, and the rest is computed again"
+)
+
+
+def _unreadable(path: Path, e: Exception, remedy: str = "") -> StorageError:
+    return StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again{remedy}")
 
 
 def _decode_train(data: Mapping[str, Any]) -> Train:

@@ -65,6 +65,9 @@ class ScriptedEngine:
     def key(self) -> Mapping[str, Any]:
         return {"engine": self.name, "rows": self.rows, "facts": identity.digest(self.facts), "texts": identity.digest(self._texts)}
 
+    def settle(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return {}
+
     def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
         everything = range(len(requests))
         return [list(everything[at : at + self.rows]) for at in range(0, len(requests), self.rows)]

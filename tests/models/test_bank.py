@@ -17,10 +17,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from selfimprove.errors import ConfigError
 from selfimprove.models import Document, Lora, Train
-from selfimprove.models.bank import Bank, Ragged, target_modules
+from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.layer import Layered
 from selfimprove.models.optimizer import BankAdamW
-from selfimprove.models.torch_engine import TorchEngine, _Encoded, _plan
+from selfimprove.models.packing import Ragged
+from selfimprove.models.torch_engine import TorchEngine
+from selfimprove.models.train import Encoded, backward, plan
 
 Engines = Callable[..., TorchEngine]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -55,7 +57,7 @@ def reference(engine: TorchEngine, tiny: Any, lora: Lora, seed: int) -> Any:
     layers = list(range(lora.first_layer, model.config.num_hidden_layers))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), layers_to_transform=layers, lora_dropout=0.0)
     model = get_peft_model(model, config, autocast_adapter_dtype=False)
-    bank = Bank(engine.model, lora, 1)
+    bank = Bank(engine.frozen.model, lora, 1)
     bank.initialise([seed])
     load(model, bank.unload(0))
     return model
@@ -67,7 +69,7 @@ def load(model: Any, adapter: dict[str, Tensor]) -> None:
     assert not [k for k in outcome.missing_keys if "lora_" in k]
 
 
-def padded_loss(model: Any, batch: Sequence[_Encoded]) -> Tensor:
+def padded_loss(model: Any, batch: Sequence[Encoded]) -> Tensor:
     """The mean loss over the target tokens of a batch, computed on padded rows by transformers' own model."""
     width = max(len(d.ids) for d in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -85,16 +87,16 @@ def alone(engine: TorchEngine, tiny: Any, request: Train) -> dict[str, Tensor]:
     """The adapter that PEFT and torch's AdamW train from the same start, on the same documents in the same order."""
     lora = request.lora
     model = reference(engine, tiny, lora, request.seed)
-    encoded = [engine.encode_document(d) for d in request.documents]
+    encoded = [Encoded(*engine.frozen.encode_document(d)) for d in request.documents]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=lora.weight_decay)
-    plan = _plan(len(encoded), lora, request.seed)
-    for step, batch in enumerate(plan):
+    steps = plan(len(encoded), lora, request.seed)
+    for step, batch in enumerate(steps):
         padded_loss(model, [encoded[i] for i in batch]).backward()
         if lora.max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, lora.max_norm)
         rise = min(1.0, step / lora.warmup) if lora.warmup else 1.0
-        fall = min(1.0, (len(plan) - step) / max(1, len(plan) - lora.warmup)) if lora.schedule == "linear" else 1.0
+        fall = min(1.0, (len(steps) - step) / max(1, len(steps) - lora.warmup)) if lora.schedule == "linear" else 1.0
         optimizer.param_groups[0]["lr"] = lora.learning_rate * min(rise, fall)
         optimizer.step()
         optimizer.zero_grad()
@@ -117,15 +119,15 @@ def in_a_bank(engine: TorchEngine, requests: Sequence[Train]) -> list[dict[str, 
 def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any, count: int, targets: tuple[str, ...]) -> None:
     engine = engines()
     lora = settings(targets=targets)
-    bank = Bank(engine.model, lora, count)
+    bank = Bank(engine.frozen.model, lora, count)
     bank.initialise(range(count))
     chance = torch.Generator().manual_seed(1)
     for stack in bank.b.values():
         stack.copy_(torch.randn(stack.shape, generator=chance) * 0.1)  # zero B would leave A without a gradient
     BankAdamW(bank.parameters(), lora, [1] * count)
-    batches = [[engine.encode_document(d) for d in documents(k, 1 + k % 3)] for k in range(count)]
+    batches = [[Encoded(*engine.frozen.encode_document(d)) for d in documents(k, 1 + k % 3)] for k in range(count)]
     with bank.attached():
-        losses, counts = engine._backward(bank, list(enumerate(batches)))
+        losses, counts = backward(engine.frozen, bank, list(enumerate(batches)), engine.logit_rows)
     for k, batch in enumerate(batches):
         model = reference(engine, tiny, lora, k)
         load(model, bank.unload(k))
@@ -210,10 +212,10 @@ def test_an_adapter_does_not_depend_on_its_neighbours(engines: Engines, count: i
 @pytest.mark.parametrize("first_layer", [1, 2])
 def test_hidden_states_computed_once_change_nothing(engines: Engines, monkeypatch: pytest.MonkeyPatch, first_layer: int) -> None:
     engine = engines(dtype="float64")
-    assert engine._splits, "the tiny Llama can be run in two pieces"
+    assert engine.frozen.splits, "the tiny Llama can be run in two pieces"
     requests = [Train(engine.root, documents(k, 3), settings(first_layer=first_layer), seed=k) for k in range(2)]
     once = in_a_bank(engine, requests)
-    monkeypatch.setitem(engine.__dict__, "_splits", False)
+    monkeypatch.setitem(engine.frozen.__dict__, "splits", False)
     again = in_a_bank(engine, requests)
     for one, two in zip(once, again, strict=True):
         assert all(f".layers.{i}." not in name for name in one for i in range(first_layer))
@@ -240,17 +242,19 @@ def test_replicates_differ_and_equal_seeds_do_not(engines: Engines) -> None:
 
 def test_prompts_carry_no_loss_and_the_text_ends(engines: Engines) -> None:
     engine = engines()
-    plain, prompted, chat = (engine.encode_document(d) for d in (Document("w5 w6"), Document("w5 w6", "w7 w8"), Document("w5 w6", "w7", chat=True)))
+    plain, prompted, chat = (
+        Encoded(*engine.frozen.encode_document(d)) for d in (Document("w5 w6"), Document("w5 w6", "w7 w8"), Document("w5 w6", "w7", chat=True))
+    )
     eos, w = 1, 2  # w0 is token 2
     assert (plain.ids, plain.start) == ([5 + w, 6 + w, eos], 0)
     assert (prompted.ids, prompted.start) == ([7 + w, 8 + w, 5 + w, 6 + w, eos], 2)
     assert (chat.ids, chat.start) == ([0 + w, 7 + w, 1 + w, 2 + w, 5 + w, 6 + w, eos], 4)
     lora = settings(epochs=1)
     for encoded, targets in ((plain, 2), (prompted, 3), (chat, 3)):  # nothing predicts a text's first token
-        bank = Bank(engine.model, lora, 1)
+        bank = Bank(engine.frozen.model, lora, 1)
         BankAdamW(bank.parameters(), lora, [1])
         with bank.attached():
-            assert engine._backward(bank, [(0, [encoded])])[1] == [targets]
+            assert backward(engine.frozen, bank, [(0, [encoded])], engine.logit_rows)[1] == [targets]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 10])
@@ -258,7 +262,7 @@ def test_every_token_of_every_epoch_is_charged_once(engines: Engines, batch: int
     engine = engines()
     docs = documents(3, 5)
     results, charges = engine.train([Train(engine.root, docs, settings(epochs=3, batch=batch))], Bare())  # type: ignore[arg-type]
-    expected = 3 * sum(len(engine.encode_document(d).ids) for d in docs)
+    expected = 3 * sum(len(engine.frozen.encode_document(d)[0]) for d in docs)
     assert results[0][1] == expected == charges["trained_tokens"]
     assert charges["flops"] > 0
 
@@ -286,11 +290,11 @@ def test_training_lowers_the_loss(engines: Engines) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**63 - 1))
 def test_every_epoch_takes_every_document_once(count: int, batch: int, epochs: int, seed: int) -> None:
-    plan = _plan(count, settings(batch=batch, epochs=epochs), seed)
-    flat = [d for step in plan for d in step]
+    steps = plan(count, settings(batch=batch, epochs=epochs), seed)
+    flat = [d for step in steps for d in step]
     assert [sorted(flat[e * count : (e + 1) * count]) for e in range(epochs)] == [list(range(count))] * epochs
     assert len(flat) == epochs * count
-    assert all(1 <= len(step) <= batch for step in plan)
+    assert all(1 <= len(step) <= batch for step in steps)
 
 
 # ---- layout ----
@@ -324,10 +328,10 @@ def test_gradients_of_padding_and_back(lengths: list[int]) -> None:
 @given(LENGTHS)
 def test_packed_rows_equal_padded_rows(engines: Engines, tiny: Any, lengths: list[int]) -> None:
     engine = engines(dtype="float64")
-    engine._merge((), Bare())  # type: ignore[arg-type]
+    engine.frozen.merge({})
     rows = [[2 + (7 * r + 3 * i) % 46 for i in range(n)] for r, n in enumerate(lengths)]
     with torch.no_grad():
-        packed = torch.split(engine._logits(engine._forward(rows, Ragged(lengths))), lengths)
+        packed = torch.split(engine.frozen.logits(engine.frozen.packed(rows)), lengths)
         plain = _plain(tiny)
         for row, ours in zip(rows, packed, strict=True):
             assert torch.allclose(plain(torch.tensor([row])).logits[0], ours, atol=1e-9)
@@ -348,7 +352,7 @@ def _plain(tiny: Any) -> Any:
 
 
 def test_targets_are_found_from_the_first_layer_up(engines: Engines) -> None:
-    found = target_modules(engines().model, settings(targets=("q_proj", "up_proj"), first_layer=2))
+    found = target_modules(engines().frozen.model, settings(targets=("q_proj", "up_proj"), first_layer=2))
     assert list(found) == ["model.layers.2.self_attn.q_proj", "model.layers.2.mlp.up_proj"]
 
 
@@ -361,7 +365,7 @@ def test_targets_are_found_from_the_first_layer_up(engines: Engines) -> None:
 )
 def test_a_target_that_the_model_lacks_is_named(engines: Engines, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        target_modules(engines().model, settings(**changes))
+        target_modules(engines().frozen.model, settings(**changes))
 
 
 @pytest.mark.parametrize("changes", [{"rank": 0}, {"epochs": -1}, {"batch": 0}, {"targets": ()}, {"schedule": "cosine"}])
@@ -371,7 +375,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
 
 
 def test_slots_are_loaded_and_read_back(engines: Engines) -> None:
-    one, two = (Bank(engines().model, settings(), n) for n in (3, 1))
+    one, two = (Bank(engines().frozen.model, settings(), n) for n in (3, 1))
     one.initialise([4, 5, 6])
     two.load(0, one.unload(1))
     assert all(torch.equal(one.unload(1)[n], w) for n, w in two.unload(0).items())
@@ -381,7 +385,7 @@ def test_slots_are_loaded_and_read_back(engines: Engines) -> None:
 
 def test_an_attached_bank_leaves_no_hook_behind(engines: Engines) -> None:
     engine = engines()
-    bank = Bank(engine.model, settings(), 1)
+    bank = Bank(engine.frozen.model, settings(), 1)
     with pytest.raises(KeyError), bank.attached():
         raise KeyError
-    assert not any(m._forward_hooks for m in engine.model.modules())
+    assert not any(m._forward_hooks for m in engine.frozen.model.modules())

@@ -42,7 +42,7 @@ def test_models_of_llamas_build_say_what_transformers_says(
     layer = Models(TorchEngine(str(tmp_path / "model"), dtype="float32"), tmp_path / "run", Ledger())
     prompts = ("w3 w4 w5", "w3 w4 w7 w8 w9", "w20")
     for prompt, scored in zip(prompts, layer.score([Score(layer.root, p, "w6 w7") for p in prompts]), strict=True):
-        ids = torch.tensor([layer.engine.encode(f"{prompt} w6 w7")])
+        ids = torch.tensor([layer.engine.frozen.encode(f"{prompt} w6 w7")])
         with torch.no_grad():
             logs = model.eval()(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
         assert scored.logprob == pytest.approx(float(logs[-2:].sum()), abs=1e-4)
@@ -51,7 +51,7 @@ def test_models_of_llamas_build_say_what_transformers_says(
         written = [c.text for c in layer.generate([Generate(policy, p, 6, temperature=0) for p in prompts])]
         with layer.open(policy) as opened:
             for prompt, text in zip(prompts, written, strict=True):
-                ids = torch.tensor([layer.engine.encode(prompt)])
+                ids = torch.tensor([layer.engine.frozen.encode(prompt)])
                 out = opened.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
                 new = [t for t in out[0, ids.shape[1] :].tolist() if t != 1]
                 assert text == layer.engine.tokenizer.decode(new)
@@ -85,9 +85,9 @@ def test_a_tokenizer_without_a_chat_template(tmp_path: Path, small: dict[str, An
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).save_pretrained(tmp_path)
     tokenizer(tmp_path, chat_template=None)
     engine = TorchEngine(str(tmp_path), dtype="float32")
-    assert engine.encode_prompt("w1", chat=False) == [3]
+    assert engine.frozen.encode_prompt("w1", chat=False) == [3]
     with pytest.raises(ConfigError, match="no chat template"):
-        engine.encode_prompt("w1", chat=True)
+        engine.frozen.encode_prompt("w1", chat=True)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "unheard-of"}', '{"model_type": "llama", "hidden_size": "wide"}'])

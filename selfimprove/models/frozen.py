@@ -1,0 +1,193 @@
+"""A causal language model whose weights do not train: opening it, tokens, passes over packed rows, merging adapters into it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from selfimprove.errors import ConfigError
+from selfimprove.models import hub
+from selfimprove.models.api import Document, Lora
+from selfimprove.models.bank import peft_name, target_modules
+from selfimprove.models.packing import ATTENTION, Attend, Packed, Ragged
+
+
+class Frozen:
+    """A model and its tokenizer.
+
+    Args:
+        model: a folder, a hub id, or ``embedded``.
+
+    Raises: ConfigError, where it does not open or is not built as Llama is.
+    """
+
+    def __init__(self, model: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        path = hub.model_path(model)
+        transformers_logging.disable_progress_bar()
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=ATTENTION)
+        except Exception as e:  # a folder may be wrong in as many ways as there are readers of its files
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise ConfigError(f"model {model!r} does not open: {reason}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of model {model!r} has no end-of-text token, which ends every document; set its eos_token")
+        if unlike := _unlike_llama(self.model):
+            raise ConfigError(
+                f"model {model!r} ({type(self.model).__name__}) is not built as Llama is ({unlike}), so this engine cannot compute it; choose another"
+            )
+        self.model.to(device).eval().requires_grad_(False)
+        self.digest = hub.weights_digest(self.model)
+        self.stop_id: int = self.tokenizer.eos_token_id
+        self.stop_ids = _stop_ids(self.model, self.tokenizer)
+        self.head: Tensor = self.model.lm_head.weight  # (V, d)
+        embedding = self.model.get_input_embeddings().weight
+        self.head_flops = 2 * embedding.numel()
+        self.body_flops = 2 * (sum(p.numel() for p in self.model.parameters()) - embedding.numel())
+        self._merged: tuple[str, ...] = ()
+        self._originals: dict[str, Tensor] = {}
+
+    # ---- tokens ----
+
+    def encode(self, text: str) -> list[int]:
+        valid = text.encode(errors="replace").decode()  # half a surrogate pair is no text
+        ids: list[int] = self.tokenizer(valid, add_special_tokens=False).input_ids
+        return ids
+
+    def encode_prompt(self, prompt: str, chat: bool) -> list[int]:
+        """At least one token: an empty prompt is the end-of-text token."""
+        if chat:
+            if not self.tokenizer.chat_template:
+                raise ConfigError("a chat turn was asked for, but the tokenizer has no chat template; use an instruct model, or no chat turns")
+            prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        return self.encode(prompt) or [self.stop_id]
+
+    def encode_document(self, document: Document) -> tuple[list[int], int]:
+        """A document's tokens, the end-of-text token last, and the position of the first that carries loss."""
+        start = self.encode_prompt(document.prompt, document.chat) if document.prompt or document.chat else []
+        return [*start, *self.encode(document.text), self.stop_id], len(start)
+
+    # ---- passes ----
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, cache: Any = None, below: Tensor | None = None) -> Tensor:
+        """Hidden states after the last layer and the final norm. (B, T) -> (B, T, d)
+
+        Args:
+            below: hidden states to start from instead of token embeddings. (B, T, d)
+        """
+        start = {"input_ids": ids} if below is None else {"inputs_embeds": below}
+        # a mask of four dimensions is taken as it is; `attend` masks on its own
+        mask = torch.zeros(1, 1, 1, 1, device=self.device)
+        out = self.model.model(
+            **start, position_ids=positions, attention_mask=mask, attend=attend, past_key_values=cache, use_cache=cache is not None
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def packed(self, rows: Sequence[Sequence[int]], below: Tensor | None = None) -> Tensor:
+        """Hidden states of rows laid end to end. (T, d)"""
+        ragged = Ragged([len(r) for r in rows], self.device)
+        return self.forward(self.tensor([t for r in rows for t in r])[None], ragged.positions[None], Packed(ragged), below=below)[0]
+
+    def prefix(self, ids: Sequence[int], copies: int) -> DynamicCache:
+        """A cache that holds the keys and values of a text, once per copy; copy k goes through adapter k of the bank in use."""
+        cache = DynamicCache(config=self.model.config)
+        ragged = Ragged([len(ids)] * copies, self.device)
+        self.forward(self.tensor(list(ids) * copies)[None], ragged.positions[None], Packed(ragged), cache)
+        return cache
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """(N, d) -> (N, V), in float32 or better; `out` is memory to write them to."""
+        logits = torch.mm(hidden, self.head.T, out=out)
+        if (bias := self.model.lm_head.bias) is not None:
+            logits += bias
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    @contextlib.contextmanager
+    def layers(self, begin: int, end: int | None) -> Iterator[None]:
+        """While inside, the decoder consists of these layers; the final norm belongs to the last one."""
+        decoder = self.model.model
+        whole, norm = decoder.layers, decoder.norm
+        try:
+            decoder.layers = whole[begin:end]
+            if end is not None:
+                decoder.norm = torch.nn.Identity()
+            yield
+        finally:
+            decoder.layers, decoder.norm = whole, norm
+
+    @functools.cached_property
+    @torch.no_grad()
+    def splits(self) -> bool:
+        """Whether the decoder may be run in two pieces: its lower layers, then the rest from their hidden states."""
+        probe = [[self.stop_id, 0, 1]]
+        try:
+            half = len(self.model.model.layers) // 2
+            with self.layers(0, half):
+                below = self.packed(probe)
+            with self.layers(half, None):
+                whole = self.packed(probe, below=below[None])
+        except (AttributeError, TypeError):
+            return False
+        return torch.equal(whole, self.packed(probe))
+
+    # ---- weights ----
+
+    def merge(self, wanted: Mapping[str, tuple[Mapping[str, Tensor], Lora]]) -> None:
+        """Make the weights the opened ones plus these adapters, by name, exactly the same whatever was merged before."""
+        if tuple(wanted) == self._merged:
+            return
+        with torch.no_grad():
+            for name, original in self._originals.items():
+                self.model.get_submodule(name).weight.copy_(original)
+            for weights, lora in wanted.values():
+                for name, module in target_modules(self.model, lora).items():
+                    self._originals.setdefault(name, module.weight.detach().clone())
+                    a, b = (weights[peft_name(name, w)].to(self.device) for w in "AB")
+                    module.weight += (b @ a * (lora.alpha / lora.rank)).to(module.weight.dtype)
+        self._merged = tuple(wanted)
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """The names of the adapters that the weights hold now."""
+        return self._merged
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[Any]:
+        """The model with transformers' own attention, which knows padding masks."""
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(ATTENTION)
+
+
+def _unlike_llama(model: Any) -> str | None:
+    """What keeps the engine from computing a model: where layers, final norm and head are, and what happens between them."""
+    decoder, head = getattr(model, "model", None), getattr(model, "lm_head", None)
+    if not (isinstance(head, torch.nn.Linear) and hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+        return "its layers, final norm or head are elsewhere"
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(model.config, name, None) not in (None, 1):
+            return f"its {name} is set"
+    kinds = getattr(model.config, "layer_types", None) or []
+    window = getattr(model.config, "sliding_window", None) if not kinds and getattr(model.config, "use_sliding_window", True) else None
+    return "its attention slides a window" if window or any(k != "full_attention" for k in kinds) else None
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    ids: set[int] = set()
+    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return ids

@@ -1,0 +1,194 @@
+"""Rows of different lengths without padding: where tokens lie, and who attends to whom.
+
+A pass has T tokens laid end to end, so every linear module works on real tokens only. Attention and adapters see them as
+padded rows; both are gathers, and cheap next to the linear modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTENTION = "selfimprove_packed"
+
+
+class Ragged:
+    """R rows of different lengths: T tokens in all, L in the longest row.
+
+    Args:
+        lengths: tokens of each row.
+        order: which token comes at each place of the rows laid end to end; as they come where it is None. (T,)
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", order: Tensor | None = None) -> None:
+        sizes = torch.tensor(lengths)
+        columns = torch.arange(max(1, int(sizes.max())))
+        mask = columns[None] < sizes[:, None]
+        self.rows, self.width = mask.shape
+        self.full = order is None and bool(mask.all())
+        slots = mask.flatten().nonzero().squeeze(1)
+        order = torch.arange(len(slots)) if order is None else order.cpu()
+        gather = torch.zeros(self.rows * self.width, dtype=torch.long)
+        gather[slots] = order
+        scatter = torch.empty_like(order)
+        scatter[order] = slots
+        self.mask = mask.to(device)  # (R, L)
+        self.gather = gather.to(device)  # (R·L,) which token; 0 for padding
+        self.scatter = scatter.to(device)  # (T,) which place in R·L
+        self.positions = columns.expand(self.rows, -1)[mask].to(device)  # (T,) of rows laid end to end
+
+    @classmethod
+    def by_owner(cls, owners: Sequence[int], count: int, device: torch.device | str = "cpu") -> Ragged:
+        """Row k holds the tokens that k owns, in whatever order they come."""
+        whose = torch.tensor(owners)
+        return cls(torch.bincount(whose, minlength=count).tolist(), device, whose.argsort(stable=True))
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """(T, d) -> (R, L, d)"""
+        if self.full:
+            return tokens.view(self.rows, self.width, -1)
+        moved: Tensor = _Move.apply(tokens, self.gather, self.scatter, None)  # type: ignore[no-untyped-call]
+        return moved.view(self.rows, self.width, -1)
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """(R, L, d) -> (T, d)"""
+        rows = rows.reshape(self.rows * self.width, -1)
+        if self.full:
+            return rows
+        moved: Tensor = _Move.apply(rows, self.scatter, self.gather, self.mask.view(-1, 1))  # type: ignore[no-untyped-call]
+        return moved
+
+
+class _Move(torch.autograd.Function):
+    """``x[there]``, whose gradient is ``g[back]``: a gather both ways, since no token is used twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.back, ctx.mask = back, mask
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = grads[0].index_select(0, ctx.back)
+        return (grad if ctx.mask is None else grad.mul_(ctx.mask)), None, None, None
+
+
+class Attend(Protocol):
+    """Who sees whom in one pass."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layer: int) -> Tensor:
+        """(B, H, T, D), (B, G, S, D) twice -> (B, T, H, D)"""
+
+
+class Packed:
+    """Causal attention within each row of a layout, all of which see a prefix that the cache holds.
+
+    Args:
+        prefix: tokens of the prefix; the cache begins with one copy of it for each owner.
+        owners: whose copy each row sees. (R,)
+        tree: who may see whom within a row, where that is not simply causal. (R, L, L)
+    """
+
+    def __init__(self, ragged: Ragged, prefix: int = 0, owners: Tensor | None = None, tree: Tensor | None = None) -> None:
+        self.ragged, self.prefix, self.owners, self.tree = ragged, prefix, owners, tree
+        self._seen: Tensor | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layer: int) -> Tensor:
+        before = key.shape[2] - query.shape[2]
+        q = self._rows(query, 0)
+        k, v = (self._rows(x, before) for x in (key, value))
+        if before:
+            k, v = (torch.cat([self._before(x, before), own], dim=2) for x, own in ((key, k), (value, v)))
+        causal = self.tree is None and not before
+        mask = None if causal else self.seen(q.device)
+        out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        return self.ragged.flat(out.transpose(1, 2)).view(1, query.shape[2], q.shape[1], -1)
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Which keys a query sees: (L, S + L), or (R, 1, L, S + L) for a tree."""
+        if self._seen is None:
+            width = self.ragged.width
+            own = torch.ones(width, width, dtype=torch.bool, device=device).tril() if self.tree is None else self.tree[:, None]
+            self._seen = torch.cat([own.new_ones(*own.shape[:-1], self.prefix), own], dim=-1)
+        return self._seen
+
+    def _rows(self, x: Tensor, begin: int) -> Tensor:
+        """(1, H, begin + T, D) -> (R, H, L, D)"""
+        heads, size = x.shape[1], x.shape[3]
+        padded = self.ragged.pad(x[0, :, begin:].transpose(0, 1).reshape(-1, heads * size))
+        return padded.view(self.ragged.rows, self.ragged.width, heads, size).transpose(1, 2)
+
+    def _before(self, x: Tensor, before: int) -> Tensor:
+        """(1, G, K·S + T, D) -> (R, G, S, D)"""
+        copies = torch.unflatten(x[0, :, :before], 1, (-1, self.prefix)).transpose(0, 1)  # (K, G, S, D)
+        return copies.expand(self.ragged.rows, -1, -1, -1) if self.owners is None else copies[self.owners]
+
+
+class Decoding:
+    """One new token per row, which sees its row's keys and, before them, a prefix that is kept once per owner.
+
+    Args:
+        lengths: keys of each row, the new token's included. (N,)
+        prefix: per layer, keys and values of the prefix, (K, G, S, D) each.
+        layout: the rows of each owner. (K, ·)
+    """
+
+    def __init__(self, lengths: Tensor, prefix: Sequence[tuple[Tensor, Tensor]] | None = None, layout: Ragged | None = None) -> None:
+        columns = torch.arange(int(lengths.max()), device=lengths.device)
+        self.hidden = (columns[None] >= lengths[:, None])[:, None, None]  # (N, 1, 1, C)
+        self.prefix, self.layout = prefix, layout
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layer: int) -> Tensor:
+        rows, heads, _, size = query.shape
+        groups = key.shape[1]
+        q = (query * scaling).view(rows, groups, heads // groups, size)
+        k, v = (x.reshape(rows * groups, -1, size) for x in (key, value))
+        scores = torch.bmm(q.reshape(rows * groups, -1, size), k.transpose(1, 2)).view(rows, groups, heads // groups, -1)
+        scores = (
+            scores.float().masked_fill_(self.hidden, -torch.inf) if scores.dtype != torch.float64 else scores.masked_fill_(self.hidden, -torch.inf)
+        )
+        if self.prefix is None or self.layout is None:
+            weights = scores.softmax(dim=-1).to(v.dtype)
+            return torch.bmm(weights.view(rows * groups, -1, weights.shape[-1]), v).view(rows, 1, heads, size)
+        before_k, before_v = (x.flatten(0, 1) for x in self.prefix[layer])  # (K·G, S, D)
+        owned = self._owned(q)  # (K·G, L·H/G, D)
+        early = self._rows(torch.bmm(owned, before_k.transpose(1, 2)), rows, groups).to(scores.dtype)  # (N, G, H/G, S)
+        weights = torch.cat([early, scores], dim=-1).softmax(dim=-1).to(v.dtype)
+        early, late = torch.split(weights, [early.shape[-1], scores.shape[-1]], dim=-1)
+        out = torch.bmm(late.reshape(rows * groups, -1, late.shape[-1]), v).view(rows, groups, -1, size)
+        out = out + self._rows(torch.bmm(self._owned(early), before_v), rows, groups)
+        return out.reshape(rows, 1, heads, size)
+
+    def _owned(self, x: Tensor) -> Tensor:
+        """(N, G, H/G, d) -> (K·G, L·H/G, d)"""
+        assert self.layout is not None
+        _, groups, share, size = x.shape
+        padded = self.layout.pad(x.reshape(len(x), -1)).view(self.layout.rows, self.layout.width, groups, share, size)
+        return padded.transpose(1, 2).reshape(self.layout.rows * groups, -1, size)
+
+    def _rows(self, x: Tensor, rows: int, groups: int) -> Tensor:
+        """(K·G, L·H/G, d) -> (N, G, H/G, d)"""
+        assert self.layout is not None
+        apart = x.view(self.layout.rows, groups, self.layout.width, -1, x.shape[-1]).transpose(1, 2)
+        return self.layout.flat(apart).view(rows, groups, -1, x.shape[-1])
+
+
+def packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: whatever the pass's `attend` says; its own fused attention where it says nothing."""
+    attend: Attend | None = kwargs.pop("attend", None)
+    if attend is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return plain
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return attend(query, key, value, scaling, int(module.layer_idx)), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(ATTENTION, packed_attention)

@@ -1,0 +1,139 @@
+"""Likelihoods of continuations under many adapters: what texts begin with is computed once, logits only where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from transformers import DynamicCache
+
+from selfimprove.models.api import Likelihood, Score
+from selfimprove.models.bank import Bank
+from selfimprove.models.frozen import Frozen
+from selfimprove.models.generate import common
+from selfimprove.models.packing import Packed, Ragged
+
+
+@dataclass(slots=True)
+class _Row:
+    """A prompt and the continuations that are asked for after it: one row, in which continuations do not see one another."""
+
+    slot: int
+    prompt: list[int]
+    ends: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(request, tokens)"""
+
+    def length(self, shared: int) -> int:
+        return len(self.prompt) - shared + sum(len(e) - 1 for _, e in self.ends)
+
+    def tokens(self, shared: int) -> list[int]:
+        return self.prompt[shared:] + [t for _, e in self.ends for t in e[:-1]]
+
+    def branches(self, shared: int) -> list[int]:
+        """0 for the prompt's tokens, n for those of continuation n."""
+        return [0] * (len(self.prompt) - shared) + [n + 1 for n, (_, e) in enumerate(self.ends) for _ in e[:-1]]
+
+    def positions(self) -> list[int]:
+        return list(range(len(self.prompt))) + [len(self.prompt) + i for _, e in self.ends for i in range(len(e) - 1)]
+
+
+def score(
+    frozen: Frozen, tile: Sequence[Score], bank: Bank | None, slots: Sequence[int], step_tokens: int, logit_rows: int
+) -> tuple[list[Likelihood], int, int]:
+    """The likelihoods, and the numbers of tokens and of logits that they are nominally worth: every text on its own."""
+    rows: dict[tuple[int, str, bool], _Row] = {}
+    nominal, targets = 0, 0
+    for i, (r, slot) in enumerate(zip(tile, slots, strict=True)):
+        if end := frozen.encode(r.continuation):  # nothing is certain to follow
+            key = (slot, r.prompt, r.chat)
+            if key not in rows:
+                rows[key] = _Row(slot, frozen.encode_prompt(r.prompt, r.chat))
+            rows[key].ends.append((i, end))
+            nominal += len(rows[key].prompt) + len(end) - 1
+            targets += len(end)
+    sums: dict[int, tuple[float, int]] = {}
+    if rows:
+        copies = bank.count if bank else 1
+        shared = common([r.prompt for r in rows.values()], copies)
+        cache = None
+        if shared:
+            if bank:
+                bank.use(Ragged([shared] * copies, frozen.device))
+            cache = frozen.prefix(next(iter(rows.values())).prompt[:shared], copies)
+        for group in _passes(sorted(rows.values(), key=lambda r: r.slot), shared, step_tokens):
+            sums.update(_pass(frozen, group, bank, shared, cache, logit_rows))
+            if cache is not None:
+                cache.crop(-sum(r.length(shared) for r in group))  # back to the prefix
+    return [Likelihood(*sums.get(i, (0.0, 0))) for i in range(len(tile))], nominal, targets
+
+
+def _pass(
+    frozen: Frozen, rows: Sequence[_Row], bank: Bank | None, shared: int, cache: DynamicCache | None, logit_rows: int
+) -> dict[int, tuple[float, int]]:
+    """Log-likelihood and number of tokens of every request that these rows answer."""
+    lengths = [r.length(shared) for r in rows]
+    ragged = Ragged(lengths, frozen.device)
+    if bank:
+        bank.use(Ragged.by_owner([r.slot for r, n in zip(rows, lengths, strict=True) for _ in range(n)], bank.count, frozen.device))
+    owners = frozen.tensor([r.slot for r in rows]) if bank and bank.count > 1 else None
+    attend = Packed(ragged, shared if cache is not None else 0, owners, _tree(rows, shared, ragged))
+    positions = frozen.tensor([p for r in rows for p in r.positions()[shared:]])[None]
+    hidden = frozen.forward(frozen.tensor([t for r in rows for t in r.tokens(shared)])[None], positions, attend, cache)[0]
+    keep: list[int] = []
+    wanted: list[int] = []
+    owner: list[int] = []
+    at = 0
+    for row, length in zip(rows, lengths, strict=True):
+        first = at + len(row.prompt) - shared
+        branch = first
+        for i, end in row.ends:
+            keep += [first - 1, *range(branch, branch + len(end) - 1)]
+            wanted += end
+            owner += [i] * len(end)
+            branch += len(end) - 1
+        at += length
+    logprobs = torch.cat(
+        [
+            log_softmax(frozen.logits(hidden[frozen.tensor(keep[part])]), dim=-1)
+            .gather(1, frozen.tensor(wanted[part])[:, None])
+            .squeeze(1)
+            .double()
+            .cpu()
+            for part in (slice(begin, begin + logit_rows) for begin in range(0, len(keep), logit_rows))
+        ]
+    )
+    found: dict[int, tuple[float, int]] = {}
+    for i, value in zip(owner, logprobs.tolist(), strict=True):
+        total, count = found.get(i, (0.0, 0))
+        found[i] = (total + value, count + 1)
+    return found
+
+
+def _tree(rows: Sequence[_Row], shared: int, ragged: Ragged) -> Tensor | None:
+    """Who may see whom where a prompt has several continuations: the prompt, and what came before in one's own. (R, L, L)"""
+    if all(len(r.ends) == 1 for r in rows):
+        return None
+    branch = torch.full((ragged.rows, ragged.width), -1)
+    for n, row in enumerate(rows):
+        found = row.branches(shared)
+        branch[n, : len(found)] = torch.tensor(found)
+    seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
+    return (seen & torch.ones(ragged.width, ragged.width, dtype=torch.bool).tril()).to(ragged.mask.device)
+
+
+def _passes(rows: Sequence[_Row], shared: int, limit: int) -> Iterator[list[_Row]]:
+    """Runs of rows of at most `limit` tokens together, or a single one."""
+    group: list[_Row] = []
+    size = 0
+    for row in rows:
+        more = row.length(shared)
+        if group and size + more > limit:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += more
+    if group:
+        yield group

@@ -1,0 +1,150 @@
+"""Training a bank of adapters: every step takes the next batch of each adapter's own documents, in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfimprove.models.api import Lora, Train
+from selfimprove.models.bank import Bank
+from selfimprove.models.frozen import Frozen
+from selfimprove.models.optimizer import BankAdamW
+from selfimprove.models.packing import Ragged
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A document as tokens."""
+
+    ids: list[int]
+    start: int
+    """Position of the first token that carries loss."""
+    below: Tensor | None = None
+    """Hidden states below the lowest adapter, where they are kept. (len(ids), d)"""
+
+
+Batch = tuple[int, list[Encoded]]
+"""The slot of an adapter, and the documents that it takes a step on."""
+
+
+def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: int) -> tuple[Bank, list[int], list[float]]:
+    """The trained bank, and for each adapter the tokens trained on and the mean loss per token of the last epoch.
+
+    The loss of an adapter is the mean over the tokens of its batch, so adapters do not touch one another.
+    """
+    lora = tile[0].lora
+    bank = Bank(frozen.model, lora, len(tile))
+    bank.initialise([r.seed for r in tile])
+    encoded = [[Encoded(*frozen.encode_document(d)) for d in r.documents] for r in tile]
+    split = bool(lora.first_layer) and frozen.splits
+    if split:
+        cache_below(frozen, [d for documents in encoded for d in documents], lora.first_layer, step_tokens)
+    plans = [plan(len(documents), lora, r.seed) for documents, r in zip(encoded, tile, strict=True)]
+    optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
+    tokens, loss, count = [0] * len(tile), [0.0] * len(tile), [0] * len(tile)
+    with bank.attached(), frozen.layers(lora.first_layer, None) if split else contextlib.nullcontext():
+        for step in range(max(map(len, plans))):
+            active = [k for k, p in enumerate(plans) if step < len(p)]
+            for group in passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], step_tokens):
+                losses, counts = backward(frozen, bank, group, logit_rows)
+                for (k, batch), more, n in zip(group, losses, counts, strict=True):
+                    tokens[k] += sum(len(d.ids) for d in batch)
+                    if step >= len(plans[k]) - len(plans[k]) // lora.epochs:
+                        loss[k] += more
+                        count[k] += n
+            optimizer.step(active, step)
+    return bank, tokens, [total / max(1, n) for total, n in zip(loss, count, strict=True)]
+
+
+def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[list[float], list[int]]:
+    """Adds the gradients of each adapter's mean loss; returns sums of losses and numbers of targets."""
+    rows = [d for _, batch in group for d in batch]
+    bank.use(Ragged([sum(len(d.ids) for d in batch) for _, batch in group], frozen.device), slice(group[0][0], group[-1][0] + 1))
+    below = torch.cat([d.below for d in rows if d.below is not None])[None] if rows[0].below is not None else None
+    hidden = frozen.packed([d.ids for d in rows], below)  # (T, d)
+    keep: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    at = 0
+    for g, (_, batch) in enumerate(group):
+        for d in batch:
+            first = max(1, d.start)  # the first token has nothing to be predicted from
+            keep += range(at + first - 1, at + len(d.ids) - 1)
+            targets += d.ids[first:]
+            owner += [g] * (len(d.ids) - first)
+            at += len(d.ids)
+    if not targets:  # every text is empty, and nothing predicts its end
+        return [0.0] * len(group), [0] * len(group)
+    counts = torch.bincount(torch.tensor(owner), minlength=len(group))
+    weight = (1.0 / counts.double().clamp(min=1))[owner]
+    kept = hidden.index_select(0, frozen.tensor(keep))
+    losses, grad = head_gradient(kept.detach(), frozen, frozen.tensor(targets), weight.to(frozen.device), logit_rows)
+    kept.backward(grad)  # type: ignore[no-untyped-call]
+    sums = torch.zeros(len(group)).index_add_(0, torch.tensor(owner), losses.cpu().float())
+    return sums.tolist(), counts.tolist()
+
+
+@torch.no_grad()
+def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weight: Tensor, logit_rows: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy at each position, and the gradient of its weighted sum by the hidden states; never all logits at once.
+
+    Written out because logits are the largest tensor by far: each chunk is turned into its own gradient in place.
+    (N, d), (N,), (N,) -> (N,), (N, d)
+    """
+    losses, grad = [], torch.empty_like(hidden)
+    buffer = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))  # fresh pages for every chunk would cost as much as a product
+    for begin in range(0, len(hidden), logit_rows):
+        part = slice(begin, begin + logit_rows)
+        wanted = targets[part, None]
+        logits = frozen.logits(hidden[part], buffer[: len(wanted)])  # (n, V)
+        at = logits.gather(1, wanted)
+        top = logits.amax(dim=1, keepdim=True)
+        total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+        losses.append((total.log() + top - at).squeeze(1))
+        scale = weight[part, None].to(logits.dtype)
+        logits.mul_(scale / total).scatter_add_(1, wanted, -scale)
+        grad[part] = logits.to(frozen.head.dtype) @ frozen.head
+    return torch.cat(losses), grad
+
+
+@torch.no_grad()
+def cache_below(frozen: Frozen, documents: Sequence[Encoded], first_layer: int, step_tokens: int) -> None:
+    """Hidden states below the lowest adapter: the same in every epoch and for every adapter, so computed once per distinct text."""
+    distinct = {tuple(d.ids): d for d in documents}
+    with frozen.layers(0, first_layer):
+        for group in passes([(i, [d]) for i, d in enumerate(distinct.values())], step_tokens):
+            rows = [d for _, batch in group for d in batch]
+            hidden = frozen.packed([d.ids for d in rows])
+            for d, states in zip(rows, torch.split(hidden, [len(d.ids) for d in rows]), strict=True):
+                d.below = states
+    for d in documents:
+        d.below = distinct[tuple(d.ids)].below
+
+
+def plan(documents: int, lora: Lora, seed: int) -> list[list[int]]:
+    """The documents of every step: each epoch in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    steps: list[list[int]] = []
+    for _ in range(lora.epochs):
+        order = torch.randperm(documents, generator=generator).tolist()
+        steps += [order[at : at + lora.batch] for at in range(0, documents, lora.batch)]
+    return steps
+
+
+def passes(batches: Sequence[Batch], limit: int) -> Iterator[list[Batch]]:
+    """Runs of neighbouring adapters whose batches have at most `limit` tokens together (or are one adapter's)."""
+    group: list[Batch] = []
+    size = 0
+    for k, batch in batches:
+        more = sum(len(d.ids) for d in batch)
+        if group and (size + more > limit or group[-1][0] != k - 1):
+            yield group
+            group, size = [], 0
+        group.append((k, batch))
+        size += more
+    if group:
+        yield group
