@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from selfimprove.errors import ConfigError
 from selfimprove.hooks import hookimpl
@@ -48,15 +48,19 @@ class Plateau:
     margin: float = 0.0
 
     needs_scores = True
+    _seen: list[tuple[float, float]] = field(default_factory=list, init=False, repr=False)
+    """For each round that was looked at, its best score and the best until then; -inf without any."""
 
     @hookimpl
     def should_stop(self, lineage: Lineage) -> str | None:
+        del self._seen[len(lineage) :]
+        for i in range(len(self._seen), len(lineage)):
+            top = max((e.score for _, e in lineage.round(i).scores if e.score is not None), default=-math.inf)
+            self._seen.append((top, max(top, self._seen[-1][1]) if self._seen else top))
         if len(lineage) <= self.patience:
             return None
-        tops = [[s for _, e in lineage.round(i).scores if (s := e.score) is not None] for i in range(len(lineage))]
-        early = [s for scores in tops[: -self.patience] for s in scores]
-        late = [s for scores in tops[-self.patience :] for s in scores]
-        if early and late and max(late) <= max(early) + self.margin:
+        early, late = self._seen[-1 - self.patience][1], max((top for top, _ in self._seen[-self.patience :]), default=-math.inf)
+        if -math.inf < late <= early + self.margin:
             return f"no score rose by more than {self.margin:g} in {self.patience} rounds"
         return None
 

@@ -20,6 +20,7 @@ Attributes that a plugin may declare:
 * ``consumes`` / ``produces``: payload types, as tuples of classes; a combination whose sides do not meet is refused.
 * ``uses_labels``: True where the plugin reads `run.task.labels`; without it, asking for a label raises.
 * ``needs``: parts of a candidate that it reads, such as ``("policy",)``.
+* ``expected(run)``: a method that `selfimprove plan` asks what a round costs: roughly, a mapping from units of the ledger.
 """
 
 from __future__ import annotations

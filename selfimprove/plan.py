@@ -39,7 +39,8 @@ def planned(config: Config) -> Iterator[str]:
         for role in ROLES:
             yield f"  {role:<10} {type(parts.roles[role]).__name__ if role in parts.roles else 'default'}"
         yield f"task {run.task.name}: {len(run.task.train)} train and {len(run.task.validation)} validation items open; the test stays sealed"
-        yield f"model {config.values.get('model', {}).get('name')}, engine {parts.engine.name}, digest {models.root.digest[:12]}"
+        model = config.values["engine"].get("model", parts.engine.name)  # an engine without this argument is its own model
+        yield f"model {model}, engine {parts.engine.name}, digest {models.root.digest[:12]}"
         rates = yield from _measured(run, _lora(config.values))
         yield from _expected(parts, run, rates)
     yield "nothing was started"

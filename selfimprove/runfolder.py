@@ -16,7 +16,7 @@ from selfimprove.discovery import CORE, nearest, version_of
 from selfimprove.errors import ConfigError, ResumeError
 from selfimprove.records import Candidate, Lineage
 from selfimprove.session import Session
-from selfimprove.storage import write_bytes, write_json
+from selfimprove.storage import is_temporary, write_bytes, write_json
 from selfimprove.task import Split
 
 CONFIG, VERSIONS, JOURNAL, TEST = "config.yaml", "versions.json", "journal.jsonl", "test.json"
@@ -59,7 +59,7 @@ def _check_empty(folder: Path) -> None:
         raise ConfigError(f"run.folder={folder} is a file; choose a folder that is new or empty")
     if (folder / JOURNAL).exists() or (folder / CONFIG).exists():
         raise ConfigError(f"{folder} already holds a run; go on with it (`selfimprove resume {folder}`), or choose another run.folder")
-    if any(folder.iterdir()):
+    if not all(p.name == VERSIONS or is_temporary(p) for p in folder.iterdir()):  # left by a kill before the run began
         raise ConfigError(f"{folder} holds other files; choose a run.folder that is new or empty")
 
 
@@ -107,7 +107,7 @@ def recorded(folder: Path) -> Config:
         near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise ResumeError(f"there is no run folder {folder}{nearest(folder.name, near)}")
     if not (folder / CONFIG).exists():
-        raise ResumeError(f"{folder} holds no run (no {CONFIG}); name a folder that `selfimprove run` made")
+        raise ResumeError(f"{folder} holds no run (no {CONFIG}); name a folder that `selfimprove run` made, or start one in it")
     config = configuration.load(folder / CONFIG)
     try:
         then = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises: StorageError, where the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
@@ -29,6 +29,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise storage_error(path, e) from e
+
+
+_TEMPORARY = ".tmp"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what a kill left of a write."""
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -152,6 +152,17 @@ def test_a_run_folder_is_never_overwritten(typed: Shell, tmp_path: Path) -> None
     assert typed("run", TOY, "run.folder=other/file/below")[0] == 2
 
 
+def test_a_run_may_begin_where_one_was_killed_before_it_began(typed: Shell, tmp_path: Path) -> None:
+    """`versions.json` is written first, each file through a temporary one."""
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "versions.json").write_text("{}")
+    (tmp_path / "early" / ".config.yaml.17.tmp").write_text("sel")
+    assert "start one in it" in typed("resume", "early")[2]
+    assert typed("run", TOY, "run.folder=early")[0] == 0
+    assert typed("run", TOY, "run.folder=straight")[0] == 0
+    assert lineage_digest(tmp_path / "early/journal.jsonl") == lineage_digest(tmp_path / "straight/journal.jsonl")
+
+
 def test_a_refused_run_leaves_no_folder(typed: Shell, tmp_path: Path) -> None:
     for wrong in ("evaluator=none", "editor.edits=two", "strategy=tog", "task.people=x"):
         assert typed("run", TOY, "selector=best", wrong)[0] == 2
@@ -402,7 +413,7 @@ def test_nothing_writes_over_the_terminal() -> None:
 def test_plan_measures_and_starts_nothing(typed: Shell, tmp_path: Path, site: Path) -> None:
     code, out, err = typed("plan", TOY)
     assert code == 0, err
-    for text in ("generate:", "score:", "train:", "tokens per second", "nothing was started", "2 train and 2 validation items"):
+    for text in ("generate:", "score:", "train:", "tokens per second", "nothing was started", "2 train and 2 validation items", "model scripted, "):
         assert text in out
     distribution(site, "mine", MINE, MINE_CODE)
     code, out, err = typed("plan", "strategy=mine", "guard.rounds.rounds=3")

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfimprove.errors import ConfigError
 from selfimprove.guards import Budget, NonFinite, Plateau, Rounds
@@ -39,6 +41,23 @@ def test_rounds() -> None:
 )
 def test_plateau(scores: tuple[float | None, ...], stops: bool) -> None:
     assert (Plateau(patience=2).should_stop(scored(*scores)) is not None) == stops
+
+
+@given(st.lists(st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=12), st.integers(1, 3))
+def test_a_plateau_that_was_asked_every_round_says_what_a_new_one_says(scores: list[float | None], patience: int) -> None:
+    asked = Plateau(patience)
+    for n in [*range(len(scores) + 1), len(scores) // 2]:
+        assert asked.should_stop(scored(*scores[:n])) == Plateau(patience).should_stop(scored(*scores[:n]))
+
+
+def test_plateau_looks_at_every_round_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long run asks it after every round."""
+    looks, look = [], Lineage.round
+    monkeypatch.setattr(Lineage, "round", lambda lineage, i: looks.append(i) or look(lineage, i))
+    guard = Plateau()
+    for n in range(50):
+        guard.should_stop(scored(*map(float, range(n))))
+    assert looks == list(range(49))
 
 
 def test_plateau_counts_only_rises_above_the_margin() -> None:

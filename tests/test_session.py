@@ -82,6 +82,23 @@ def test_what_the_disk_remembers_costs_the_same(tmp_path: Path) -> None:
     assert digest_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("content", [None, b"{}", b"torn"])
+def test_what_a_message_says_of_a_lost_tile_helps(tmp_path: Path, content: bytes | None) -> None:
+    """Finished rounds rest on the tile that says how their adapter was trained."""
+    toy_session(tmp_path / "whole", rounds=3).improve()
+    made = toy_session(tmp_path / "torn", rounds=2).improve().latest.parts["policy"].digest
+    lines = [json.loads(line) for line in (tmp_path / "torn" / "parts.jsonl").read_text().splitlines()]
+    [lost] = [(tmp_path / "torn").glob(f"tiles/*/{tile}.json") for tile, parts in lines if made in parts]
+    [path] = lost
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"delete that file and resume.*delete journal\.jsonl and parts\.jsonl too"):
+        toy_session(tmp_path / "torn", rounds=3).improve()
+    for name in (path, tmp_path / "torn" / "journal.jsonl", tmp_path / "torn" / "parts.jsonl"):
+        name.unlink(missing_ok=True)
+    toy_session(tmp_path / "torn", rounds=3).improve()
+    assert digest_of(tmp_path / "torn") == digest_of(tmp_path / "whole")
+
+
 def _never(*args: Any) -> Any:
     raise AssertionError("computed again")
 

@@ -97,6 +97,15 @@ def test_a_damaged_tile_is_a_clear_refusal(tmp_path: Path, content: bytes) -> No
         work(models(tmp_path))
 
 
+@pytest.mark.parametrize("line", ['{"a": 1}', "[]", "7", '["tile", 3]', "null", "not json"])
+def test_a_foreign_line_among_the_parts_is_a_clear_refusal(tmp_path: Path, line: str) -> None:
+    work(models(tmp_path))
+    with open(tmp_path / "parts.jsonl", "a") as f:
+        f.write(line + "\n")
+    with pytest.raises(StorageError, match=r"parts\.jsonl, line \d+ names no tile .*delete that line and resume"):
+        models(tmp_path)
+
+
 def test_a_deleted_tile_is_computed_again(tmp_path: Path) -> None:
     done = work(models(tmp_path))
     for path in tmp_path.glob("tiles/*/*"):
