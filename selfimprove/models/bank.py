@@ -47,12 +47,14 @@ class Bank:
             self.a[name][k] = weights[peft_name(name, "A")]
             self.b[name][k] = weights[peft_name(name, "B")]
 
-    def unload(self, k: int) -> dict[str, Tensor]:
-        """The adapter of slot k, in PEFT's names."""
-        found = {}
+    def unload(self) -> list[dict[str, Tensor]]:
+        """The adapters by slot, in PEFT's names."""
+        found: list[dict[str, Tensor]] = [{} for _ in range(self.count)]
         for name in self.modules:
-            found[peft_name(name, "A")] = self.a[name][k].detach().cpu().clone()
-            found[peft_name(name, "B")] = self.b[name][k].detach().cpu().clone()
+            for which, stack in (("A", self.a[name]), ("B", self.b[name])):
+                host = stack.detach().to("cpu", copy=True)
+                for k, adapter in enumerate(found):
+                    adapter[peft_name(name, which)] = host[k]
         return found
 
     def parameters(self) -> list[Tensor]:

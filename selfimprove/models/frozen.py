@@ -105,11 +105,11 @@ class Frozen:
         return cache
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """(N, d) -> (N, V), in float32 or better; `out` is memory to write them to."""
+        """(N, d) -> (N, V); `out` is memory to write them to."""
         logits = torch.mm(hidden, self.head.T, out=out)
         if (bias := self.model.lm_head.bias) is not None:
             logits += bias
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)

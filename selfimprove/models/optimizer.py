@@ -17,8 +17,8 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 class BankAdamW:
     """torch's fused AdamW with one flat parameter per adapter of a bank.
 
-    Weights and gradients of all stacks (K, …) become views of one buffer (K, P), so a step is one kernel per adapter
-    whatever the number of modules.
+    Weights and gradients of all stacks (K, …) become views of one buffer (K, P), so a step is one kernel
+    whatever the number of adapters and modules.
 
     Args:
         parameters: the bank's stacks; their data move into the buffer.
@@ -39,19 +39,24 @@ class BankAdamW:
             p.grad = self.grad[:, at : at + size].view(p.shape)
             at += size
         self.rows = [torch.nn.Parameter(row) for row in flat]  # share the buffer's storage
-        self.optimizer = torch.optim.AdamW([{"params": [r]} for r in self.rows], lr=0.0, weight_decay=lora.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self.rows, lr=0.0, weight_decay=lora.weight_decay, fused=True)
 
     def step(self, active: Sequence[int], step: int) -> None:
         """One step of the adapters in `active`, then zero gradients. `step` counts from 0."""
+        chosen = slice(active[0], active[-1] + 1)  # a slice is no copy; whoever is not active in it has no gradient
+        if self.lora.max_norm:
+            grad = self.grad[chosen]
+            grad.mul_((self.lora.max_norm / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
+        rates: dict[float, list[torch.nn.Parameter]] = {}
         for row in self.rows:
             row.grad = None
         for k in active:
-            if self.lora.max_norm:
-                self.grad[k].mul_((self.lora.max_norm / (self.grad[k].norm() + 1e-6)).clamp(max=1.0))
             self.rows[k].grad = self.grad[k]
-            self.optimizer.param_groups[k]["lr"] = self._rate(k, step)
+            rates.setdefault(self._rate(k, step), []).append(self.rows[k])
+        shared = {n: v for n, v in self.optimizer.param_groups[0].items() if n not in ("params", "lr")}
+        self.optimizer.param_groups = [{**shared, "params": rows, "lr": rate} for rate, rows in rates.items()]  # a kernel per rate
         self.optimizer.step()
-        self.grad.zero_()
+        self.grad[chosen].zero_()
 
     def _rate(self, k: int, step: int) -> float:
         rate = self.lora.learning_rate

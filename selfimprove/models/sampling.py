@@ -19,7 +19,7 @@ def sample(logits: Tensor, requests: Sequence[Generate], uniforms: Tensor) -> Te
         rows = [i for i, r in enumerate(requests) if r.temperature > 0 and (r.top_p < 1) == nucleus]
         if rows:
             temperature = torch.tensor([requests[i].temperature for i in rows], device=logits.device)[:, None]
-            p = ((logits if len(rows) == len(logits) else logits[rows]) / temperature).softmax(dim=-1)
+            p = (logits[rows].float() / temperature).softmax(dim=-1)
             if nucleus:
                 top_p = torch.tensor([requests[i].top_p for i in rows], device=logits.device)[:, None]
                 chosen[rows] = _nucleus(p, top_p, uniforms[rows][:, None])

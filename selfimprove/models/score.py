@@ -112,6 +112,11 @@ def _pass(
     return found
 
 
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32 or better. (N, V) -> (N, V)"""
+    return log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def _tree(rows: Sequence[_Row], shared: int, ragged: Ragged) -> Tensor | None:
     """Who may see whom where a prompt has several continuations: the prompt, and what came before in one's own. (R, L, L)"""
     if all(len(r.ends) == 1 for r in rows):

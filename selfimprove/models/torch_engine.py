@@ -173,7 +173,7 @@ class TorchEngine:
             found = [self._train_with_trl(r) for r in tile]
         else:
             bank, tokens, losses = train(self.frozen, tile, self.split.step_tokens, self.logit_rows)
-            found = [(bank.unload(k), tokens[k], losses[k]) for k in range(len(tile))]
+            found = list(zip(bank.unload(), tokens, losses, strict=True))
         spent = sum(tokens for _, tokens, _ in found)
         share = 1 - lora.first_layer / max(1, self.frozen.model.config.num_hidden_layers)  # of the layers that take a backward pass
         return found, {"trained_tokens": spent, "flops": spent * (self.frozen.body_flops * (1 + share) + 2 * self.frozen.head_flops)}
@@ -216,7 +216,7 @@ class TorchEngine:
         documents = [self.frozen.encode_document(d) for d in request.documents]
         steps = plan(len(documents), request.lora, request.seed)
         with self.frozen.plain() as model:
-            return train_with_trl(model, self.tokenizer, documents, steps, initial.unload(0), request.lora)
+            return train_with_trl(model, self.tokenizer, documents, steps, initial.unload()[0], request.lora)
 
     # ---- memory ----
 

@@ -45,23 +45,24 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
         cache_below(frozen, [d for documents in encoded for d in documents], lora.first_layer, step_tokens)
     plans = [plan(len(documents), lora, r.seed) for documents, r in zip(encoded, tile, strict=True)]
     optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
-    tokens, loss, count = [0] * len(tile), [0.0] * len(tile), [0] * len(tile)
+    tokens, count = [0] * len(tile), [0] * len(tile)
+    loss = torch.zeros(len(tile), device=frozen.device)
     with bank.attached(), frozen.layers(lora.first_layer, None) if split else contextlib.nullcontext():
         for step in range(max(map(len, plans))):
             active = [k for k, p in enumerate(plans) if step < len(p)]
             for group in passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], step_tokens):
                 losses, counts = backward(frozen, bank, group, logit_rows)
-                for (k, batch), more, n in zip(group, losses, counts, strict=True):
+                last = [step >= len(plans[k]) - len(plans[k]) // lora.epochs for k, _ in group]
+                loss[group[0][0] : group[-1][0] + 1] += losses * frozen.tensor(last)
+                for (k, batch), n, counted in zip(group, counts, last, strict=True):
                     tokens[k] += sum(len(d.ids) for d in batch)
-                    if step >= len(plans[k]) - len(plans[k]) // lora.epochs:
-                        loss[k] += more
-                        count[k] += n
+                    count[k] += n * counted
             optimizer.step(active, step)
-    return bank, tokens, [total / max(1, n) for total, n in zip(loss, count, strict=True)]
+    return bank, tokens, [total / max(1, n) for total, n in zip(loss.tolist(), count, strict=True)]
 
 
-def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[list[float], list[int]]:
-    """Adds the gradients of each adapter's mean loss; returns sums of losses and numbers of targets."""
+def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[Tensor, list[int]]:
+    """Adds the gradients of each adapter's mean loss; returns sums of losses (on the device, unwaited for) and numbers of targets."""
     rows = [d for _, batch in group for d in batch]
     bank.use(Ragged([sum(len(d.ids) for d in batch) for _, batch in group], frozen.device), slice(group[0][0], group[-1][0] + 1))
     below = torch.cat([d.below for d in rows if d.below is not None])[None] if rows[0].below is not None else None
@@ -78,36 +79,35 @@ def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int
             owner += [g] * (len(d.ids) - first)
             at += len(d.ids)
     if not targets:  # every text is empty, and nothing predicts its end
-        return [0.0] * len(group), [0] * len(group)
+        return torch.zeros(len(group), device=frozen.device), [0] * len(group)
     counts = torch.bincount(torch.tensor(owner), minlength=len(group))
     weight = (1.0 / counts.double().clamp(min=1))[owner]
     kept = hidden.index_select(0, frozen.tensor(keep))
     losses, grad = head_gradient(kept.detach(), frozen, frozen.tensor(targets), weight.to(frozen.device), logit_rows)
     kept.backward(grad)  # type: ignore[no-untyped-call]
-    sums = torch.zeros(len(group)).index_add_(0, torch.tensor(owner), losses.cpu().float())
-    return sums.tolist(), counts.tolist()
+    sums = torch.zeros(len(group), device=frozen.device).index_add_(0, frozen.tensor(owner), losses.float())
+    return sums, counts.tolist()
 
 
 @torch.no_grad()
 def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weight: Tensor, logit_rows: int) -> tuple[Tensor, Tensor]:
     """Cross-entropy at each position, and the gradient of its weighted sum by the hidden states; never all logits at once.
 
-    Written out because logits are the largest tensor by far: each chunk is turned into its own gradient in place.
+    Written out because logits are the largest tensor by far: each chunk becomes its own gradient in memory that is used again.
     (N, d), (N,), (N,) -> (N,), (N, d)
     """
+    rows, wide = min(len(hidden), logit_rows), torch.promote_types(hidden.dtype, torch.float32)
+    space = [hidden.new_empty(rows, len(frozen.head)), hidden.new_empty(rows, len(frozen.head), dtype=wide)]
     losses, grad = [], torch.empty_like(hidden)
-    buffer = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))  # fresh pages for every chunk would cost as much as a product
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
+        logits, p = (x[: len(hidden[part])] for x in space)
         wanted = targets[part, None]
-        logits = frozen.logits(hidden[part], buffer[: len(wanted)])  # (n, V)
-        at = logits.gather(1, wanted)
-        top = logits.amax(dim=1, keepdim=True)
-        total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
-        losses.append((total.log() + top - at).squeeze(1))
-        scale = weight[part, None].to(logits.dtype)
-        logits.mul_(scale / total).scatter_add_(1, wanted, -scale)
-        grad[part] = logits.to(frozen.head.dtype) @ frozen.head
+        torch.softmax(frozen.logits(hidden[part], logits), dim=1, dtype=wide, out=p)
+        losses.append(p.gather(1, wanted).clamp(min=1e-30).log().neg().squeeze(1))
+        p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1))
+        low = p if p.dtype == hidden.dtype else logits.copy_(p)
+        grad[part] = (low @ frozen.head) * weight[part, None].to(wide)
     return torch.cat(losses), grad
 
 

@@ -59,7 +59,7 @@ def reference(engine: TorchEngine, tiny: Any, lora: Lora, seed: int) -> Any:
     model = get_peft_model(model, config, autocast_adapter_dtype=False)
     bank = Bank(engine.frozen.model, lora, 1)
     bank.initialise([seed])
-    load(model, bank.unload(0))
+    load(model, bank.unload()[0])
     return model
 
 
@@ -127,13 +127,13 @@ def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any
     BankAdamW(bank.parameters(), lora, [1] * count)
     batches = [[Encoded(*engine.frozen.encode_document(d)) for d in documents(k, 1 + k % 3)] for k in range(count)]
     with bank.attached():
-        losses, counts = backward(engine.frozen, bank, list(enumerate(batches)), engine.logit_rows)
+        sums, counts = backward(engine.frozen, bank, list(enumerate(batches)), engine.logit_rows)
     for k, batch in enumerate(batches):
         model = reference(engine, tiny, lora, k)
-        load(model, bank.unload(k))
+        load(model, bank.unload()[k])
         loss = padded_loss(model, batch)
         loss.backward()
-        assert losses[k] / counts[k] == pytest.approx(loss.item(), rel=1e-5)
+        assert float(sums[k]) / counts[k] == pytest.approx(loss.item(), rel=1e-5)
         for name, p in model.named_parameters():
             if "lora_" in name:
                 module = name.removeprefix("base_model.model.").split(".lora_")[0]
@@ -377,10 +377,10 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
 def test_slots_are_loaded_and_read_back(engines: Engines) -> None:
     one, two = (Bank(engines().frozen.model, settings(), n) for n in (3, 1))
     one.initialise([4, 5, 6])
-    two.load(0, one.unload(1))
-    assert all(torch.equal(one.unload(1)[n], w) for n, w in two.unload(0).items())
+    two.load(0, one.unload()[1])
+    assert all(torch.equal(one.unload()[1][n], w) for n, w in two.unload()[0].items())
     two.initialise([5])
-    assert all(torch.equal(one.unload(1)[n], w) for n, w in two.unload(0).items()), "an initial adapter does not depend on its slot"
+    assert all(torch.equal(one.unload()[1][n], w) for n, w in two.unload()[0].items()), "an initial adapter does not depend on its slot"
 
 
 def test_an_attached_bank_leaves_no_hook_behind(engines: Engines) -> None:
