@@ -18,15 +18,16 @@ from selfimprove.models.packing import Ragged
 class Bank:
     """K low-rank adapters of one shape on the linear modules of a frozen model.
 
-    Weights are two stacks per module, A (K, rank, in) and B (K, out, rank), in float32 or better; the modules' outputs
-    get ``(x Aᵀ) Bᵀ · alpha / rank`` of each token's own adapter added by forward hooks, computed in the model's type.
+    Weights are two stacks per module, A (K, rank, in) and B (K, out, rank), in float32 or better where they train and in the
+    model's type where they only serve. The modules' outputs get ``(x Aᵀ) Bᵀ · alpha / rank`` of each token's own adapter
+    added by forward hooks, computed in the model's type.
     """
 
-    def __init__(self, model: nn.Module, lora: Lora, count: int) -> None:
+    def __init__(self, model: nn.Module, lora: Lora, count: int, trains: bool = True) -> None:
         self.lora, self.count, self.scale = lora, count, lora.alpha / lora.rank
         self.modules = target_modules(model, lora)
         weight = next(iter(self.modules.values())).weight
-        options: dict[str, Any] = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        options: dict[str, Any] = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32) if trains else weight.dtype}
         self.a = {n: torch.zeros(count, lora.rank, m.in_features, **options) for n, m in self.modules.items()}
         self.b = {n: torch.zeros(count, m.out_features, lora.rank, **options) for n, m in self.modules.items()}
         self._layout: Ragged | None = None

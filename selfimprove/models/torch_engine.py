@@ -201,7 +201,7 @@ class TorchEngine:
             return None, slots
         loaded = [weights.adapter(name) for name in names]
         self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
-        bank = Bank(self.frozen.model, weights.lora(names[0]), len(names))
+        bank = Bank(self.frozen.model, weights.lora(names[0]), len(names), trains=False)
         for slot, adapter in enumerate(loaded):
             bank.load(slot, adapter)
         return bank, slots
