@@ -42,11 +42,11 @@ class Bank:
                 bound = 1 / math.sqrt(stack.shape[2])
                 stack[k] = torch.rand(stack.shape[1:], generator=generator).mul_(2 * bound).sub_(bound)
 
-    def load(self, k: int, weights: Mapping[str, Tensor]) -> None:
-        """Put an adapter in PEFT's names into slot k."""
+    def load(self, adapters: Sequence[Mapping[str, Tensor]]) -> None:
+        """Put adapters in PEFT's names into the slots, in order."""
         for name in self.modules:
-            self.a[name][k] = weights[peft_name(name, "A")]
-            self.b[name][k] = weights[peft_name(name, "B")]
+            for which, stack in (("A", self.a[name]), ("B", self.b[name])):
+                stack.copy_(torch.stack([w[peft_name(name, which)] for w in adapters]))
 
     def unload(self) -> list[dict[str, Tensor]]:
         """The adapters by slot, in PEFT's names."""

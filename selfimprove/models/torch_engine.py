@@ -122,7 +122,8 @@ class TorchEngine:
         return dataclasses.asdict(self.split)
 
     def tiles(self, requests: Sequence[Generate | Score | Train], weights: Weights) -> list[list[int]]:
-        """Requests over the same merged weights with adapters of one shape, those of similar size together."""
+        """Requests over the same merged weights with adapters of one shape; those of one policy, or of similar size, together."""
+        seen: dict[str, int] = {}
         groups: dict[tuple[Any, ...], list[tuple[Any, int]]] = {}
         for i, r in enumerate(requests):
             layered = weights.layered(r.policy)
@@ -131,7 +132,7 @@ class TorchEngine:
                 size: Any = sum(len(d.text) + len(d.prompt) for d in r.documents)
             else:
                 shape = _shape(weights.lora(layered.live)) if layered.live else None
-                size = (len(r.prompt), r.prompt)
+                size = (seen.setdefault(r.policy.digest, len(seen)), len(r.prompt), r.prompt)  # few adapters in a tile
             groups.setdefault((layered.merged, shape), []).append((size, i))
         tiles: list[list[int]] = []
         for group in groups.values():
@@ -202,8 +203,7 @@ class TorchEngine:
         loaded = [weights.adapter(name) for name in names]
         self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
         bank = Bank(self.frozen.model, weights.lora(names[0]), len(names), trains=False)
-        for slot, adapter in enumerate(loaded):
-            bank.load(slot, adapter)
+        bank.load(loaded)
         return bank, slots
 
     def _merge(self, wanted: tuple[str, ...], weights: Weights) -> None:
