@@ -50,7 +50,7 @@ def history(folder: Path) -> History:
         raise ResumeError(f"there is no run folder {folder}; give the folder that `selfimprove run` printed")
     if not (folder / "journal.jsonl").is_file():
         raise ResumeError(
-            f"{folder} holds no journal.jsonl, so no run began there; give the folder that `selfimprove run` printed, "
+            f"{folder} holds no journal.jsonl, so it is no run folder; give the folder that `selfimprove run` printed, "
             f"or go on with a run that was killed early (`selfimprove resume {folder}`)"
         )
     lineage, ledger, _ = journal.read(folder / "journal.jsonl")

@@ -122,7 +122,7 @@ def ledger_table(run: History) -> Table:
     table = _table("Ledger")
     table.add_column("stage", no_wrap=True)
     for unit in units:
-        table.add_column(unit.replace("_", " "), justify="right")
+        table.add_column(unit.replace("_", " "), justify="right", overflow="fold")
     stages = [(s, amounts) for s, amounts in run.ledger.get("by_stage", {}).items() if any(amounts.values())]
     for i, (stage, amounts) in enumerate(stages, 1):
         table.add_row(safe(stage), *(_amount(amounts.get(u, 0)) for u in units), end_section=i == len(stages))

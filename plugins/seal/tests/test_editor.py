@@ -109,6 +109,12 @@ def test_sizes_that_make_no_sense(make_inner: Make, changes: dict[str, int]) -> 
         SelfEdits(inner=make_inner(), **changes)
 
 
+@pytest.mark.parametrize("changes", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_what_cannot_be_sampled_is_refused_before_anything_runs(make_inner: Make, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1"):
+        SelfEdits(inner=make_inner(), **changes)
+
+
 def test_a_plan_knows_the_tokens_of_a_round(tmp_path: Path, roles: Make, make_inner: Make) -> None:
     editor = SelfEdits(inner=make_inner(replicates=2), contexts=2, edits=3, max_tokens=50)
     session = toy_session(tmp_path, **roles(editor=editor))

@@ -199,6 +199,11 @@ def test_unknown_arms_are_named() -> None:
         ClosedBook(arms=("gold", "random", "oracle"))
 
 
+def test_a_measurement_needs_a_seed() -> None:
+    with pytest.raises(ConfigError, match=r"evaluator\.seeds is at least 1; got 0"):
+        ClosedBook(seeds=0)
+
+
 # ---- the standard error ----
 
 

@@ -68,6 +68,7 @@ class ContextEditor(abc.ABC):
             self.inner = InnerLoop(**self.inner)
         if self.contexts < 0 or self.edits < 1:
             raise ConfigError(f"editor wants contexts >= 0 and edits >= 1; got {self.contexts} and {self.edits}")
+        Generate(Part("model", ""), "", self.max_tokens, self.temperature, self.top_p)  # it refuses what cannot be sampled, before anything runs
 
     @abc.abstractmethod
     def prompts(self, item: Item) -> list[str]:

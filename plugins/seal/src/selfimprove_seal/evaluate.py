@@ -47,6 +47,8 @@ class ClosedBook:
         self.arms = tuple(self.arms)
         if unknown := set(self.arms) - set(ARMS):
             raise ConfigError(f"evaluator.arms knows {', '.join(ARMS)}; got {', '.join(sorted(unknown))}")
+        if self.seeds < 1:
+            raise ConfigError(f"evaluator.seeds is at least 1; got {self.seeds}")
 
     @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:

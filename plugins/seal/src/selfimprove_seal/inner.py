@@ -47,8 +47,8 @@ class InnerLoop:
             raise ConfigError(f"inner.question needs the field {{question}}; got {self.question!r}")
         if self.pairs not in ("text", "prompt"):
             raise ConfigError(f"inner.pairs is 'text' or 'prompt'; got {self.pairs!r}")
-        if self.replicates < 1:
-            raise ConfigError(f"inner.replicates is at least 1; got {self.replicates}")
+        if self.replicates < 1 or self.answer_tokens < 1:
+            raise ConfigError(f"inner.replicates and inner.answer_tokens are at least 1; got {self.replicates} and {self.answer_tokens}")
         self.settings()
 
     def settings(self, **changes: Any) -> Lora:
