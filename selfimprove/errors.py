@@ -37,6 +37,15 @@ class StorageError(UserError):
     """A folder that cannot be written, or a file in it that cannot be trusted."""
 
 
+class ServerError(UserError):
+    """A server that cannot be reached, refuses, or answers with something else than it was asked for."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status that it answered with, where it is an error's."""
+
+
 class LabelError(ConfigError):
     """A plugin read labels without declaring it."""
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
 
 from selfimprove.discovery import version_of
 from selfimprove.errors import ConfigError
 from selfimprove.models import Models
-from selfimprove.models.api import Lora
+from selfimprove.models.adapters import write_adapter
 from selfimprove.models.hub import EMBEDDED
 from selfimprove.records import Candidate, Part
 from selfimprove.storage import storage_error
@@ -106,27 +105,11 @@ def _adapters(models: Models, policy: Part) -> Sequence[str]:
 
 
 def _write_adapter(models: Models, name: str, folder: Path) -> str:
-    """Write one adapter as PEFT does; the base model's name."""
-    from peft import LoraConfig
-
-    weights, lora = models.adapter(name), models.lora(name)
+    """Write one adapter; the base model's name."""
     with models.open(models.root) as model:
-        base, layers = _base(model), int(model.config.num_hidden_layers)
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
-        layers_to_transform=_layers(lora, layers),
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        inference_mode=True,
-    ).save_pretrained(folder)
+        base = _base(model)
+    write_adapter(folder, models.adapter(name), models.lora(name), base)
     return base
-
-
-def _layers(lora: Lora, layers: int) -> list[int] | None:
-    return list(range(lora.first_layer, layers)) if lora.first_layer else None
 
 
 def _write_merged(models: Models, policy: Part, folder: Path) -> str:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
 import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from selfimprove import identity
-from selfimprove.errors import ConfigError, StorageError, UserError
+from selfimprove.endpoint import CHAT, Endpoint, Send, read_reply, sendable
+from selfimprove.errors import ConfigError, StorageError
 from selfimprove.ledger import Ledger
 from selfimprove.storage import append_line, read_lines
-
-if TYPE_CHECKING:
-    import openai
-
 
 VERDICTS = "verdicts.jsonl"
 """What a run folder calls the file that a grader remembers its grades in."""
@@ -144,7 +139,7 @@ class Judge:
     asked for again; when no reply can be read, the grade is 0 and `unparsed` counts it. Nothing is asked twice: verdicts are kept
     in memory, and on disk after `remember`.
 
-    Raises: ConfigError, for options that cannot work; UserError, where the server cannot be reached or refuses.
+    Raises: ConfigError, for options that cannot work; ServerError, where the server cannot be reached or refuses.
     """
 
     def __init__(
@@ -158,28 +153,14 @@ class Judge:
         retries: int = 4,
         max_tokens: int = 16,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"grader.base_url={base_url!r} is not an address; give one such as http://localhost:8000/v1")
-        if not model:
-            raise ConfigError("grader.model is empty; name a model that the server offers")
-        for option, value, least in (("max_in_flight", max_in_flight, 1), ("retries", retries, 0), ("max_tokens", max_tokens, 1)):
-            if value < least:
-                raise ConfigError(f"grader.{option}={value} is too small; give at least {least}")
-        if timeout <= 0:
-            raise ConfigError(f"grader.timeout={timeout} is too small; give seconds above 0")
+        self._endpoint = Endpoint("the judge", "grader", base_url, model, api_key_env, max_in_flight, timeout, retries)
+        if max_tokens < 1:
+            raise ConfigError(f"grader.max_tokens={max_tokens} is too small; give at least 1")
         _check_template(template)
-        if api_key_env and not os.environ.get(api_key_env):
-            raise ConfigError(
-                f"the judge needs a key in the environment variable {api_key_env}, which is not set; "
-                f"export {api_key_env}=…, or set grader.api_key_env=null for a server without keys"
-            )
         self.name = f"judge:{model}"
         self.base_url = base_url
         self.model = model
-        self.api_key_env = api_key_env
         self.template = template
-        self.max_in_flight = max_in_flight
-        self.timeout = timeout
         self.retries = retries
         self.max_tokens = max_tokens
         self.unparsed = 0
@@ -205,82 +186,51 @@ class Judge:
         return [float(v is True) for v in verdicts]
 
     def _key(self, answer: Answer) -> str:
-        question, text, *gold = (_sendable(t) for t in (answer.question, answer.text, *answer.gold))
+        question, text, *gold = (sendable(t) for t in (answer.question, answer.text, *answer.gold))
         return identity.digest("judge", self.base_url, self.model, self.template, self.max_tokens, question, gold, text)
 
     def _ask_all(self, missing: Mapping[str, Answer]) -> None:
         """Ask about all of these, a few at a time. One failure ends the batch; what was answered until then is known."""
-        import openai  # slow to import, and only judges need it
+        lock = threading.Lock()
 
-        stop, lock = threading.Event(), threading.Lock()
-
-        def ask(key: str) -> None:
-            if stop.is_set():
-                return
-            try:
-                verdict, tokens = self._ask(client, missing[key], fence=f"=== {key[:16]} ===")
-            except BaseException:
-                stop.set()  # spare the server the rest
-                raise
+        def ask(send: Send, key: str) -> None:
+            verdict, tokens = self._ask(send, missing[key], fence=f"=== {key[:16]} ===")
             with lock:
                 self._known[key] = (verdict, tokens)
                 if self._file is not None:
                     append_line(self._file, json.dumps([key, verdict, tokens]))
 
-        key = os.environ.get(self.api_key_env, "") if self.api_key_env else "none"
-        with openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.retries) as client:
-            try:
-                with ThreadPoolExecutor(self.max_in_flight) as pool:
-                    for _ in pool.map(ask, missing):
-                        pass
-            except openai.OpenAIError as error:
-                raise UserError(self._explain(error)) from error
+        self._endpoint.each(ask, list(missing))
 
-    def _ask(self, client: openai.OpenAI, answer: Answer, fence: str) -> tuple[bool | None, int]:
+    def _ask(self, send: Send, answer: Answer, fence: str) -> tuple[bool | None, int]:
         """The verdict on one answer, None where no reply can be read, and the tokens that the replies took.
 
         The fence is a digest of the answer and what it answers, so no answer can contain its own.
         """
         gold = " | ".join(answer.gold) or "(none: no answer is right)"
-        prompt = _sendable(self.template.format(question=answer.question, gold=gold, answer=answer.text, fence=fence))
+        prompt = sendable(self.template.format(question=answer.question, gold=gold, answer=answer.text, fence=fence))
         alien: str | None = None
         spent = 0
         for attempt in range(self.retries + 1):
-            raw = client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=0.0 if attempt == 0 else 1.0,  # asked the same way, a model would say the same again
-                max_tokens=self.max_tokens,
-            )
+            body = {
+                "model": self.model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": 0.0 if attempt == 0 else 1.0,  # asked the same way, a model would say the same again
+                "max_tokens": self.max_tokens,
+            }
+            answered = send(CHAT, body)
             alien = None
             try:
-                reply, tokens = _reply(raw.http_response.json())
+                reply = read_reply(answered)
             except ValueError:
-                alien = raw.http_response.text
+                alien = answered
                 continue
-            spent += tokens
-            if said := re.fullmatch(r"\W*(yes|no)\W*", reply, re.IGNORECASE):
+            spent += reply.tokens or 0
+            if said := re.fullmatch(r"\W*(yes|no)\W*", reply.text, re.IGNORECASE):
                 return said[1].lower() == "yes", spent
         if alien is not None:
-            raise UserError(f"the judge at {self.base_url} answers, but not with chat completions: {_clip(alien)}; does the address lack /v1?")
+            raise self._endpoint.alien(alien, "chat completions")
         return None, spent
-
-    def _explain(self, error: openai.OpenAIError) -> str:
-        """What a user can do about a failed request."""
-        import openai
-
-        tried = f"{self.retries + 1} times"
-        if isinstance(error, openai.APITimeoutError):
-            return f"the judge at {self.base_url} did not answer within {self.timeout} s, {tried}; raise grader.timeout or lower grader.max_in_flight"
-        if isinstance(error, openai.APIConnectionError):
-            return f"the judge at {self.base_url} cannot be reached (tried {tried}); start the server, or correct grader.base_url"
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            where = self.api_key_env or "that grader.api_key_env names"
-            return f"the judge at {self.base_url} refuses the key; set a valid one in the environment variable {where}"
-        if isinstance(error, openai.NotFoundError):
-            return f"the judge at {self.base_url} knows no model {self.model!r} or no such address; correct grader.model or grader.base_url"
-        status = error.status_code if isinstance(error, openai.APIStatusError) else type(error).__name__
-        return f"the judge at {self.base_url} failed with {status}: {_clip(str(error))}; try later, or lower grader.max_in_flight"
 
 
 def verdicts(file: Path) -> Iterator[tuple[str, bool | None, int]]:
@@ -308,26 +258,3 @@ def _check_template(template: str) -> None:
         raise ConfigError(f"grader.template names {sorted(unknown)}; it may name question, gold, answer and fence")
     if missing := {"question", "gold", "answer"} - fields:
         raise ConfigError(f"grader.template lacks {sorted(missing)}; it must name question, gold and answer")
-
-
-def _reply(body: Any) -> tuple[str, int]:
-    """The text of a chat completion, and the tokens that it took. Raises: ValueError, where it is none."""
-    match body:
-        case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
-            pass
-        case _:
-            raise ValueError("not a chat completion")
-    match body:
-        case {"usage": {"completion_tokens": int(tokens)}} if tokens >= 0:
-            return text or "", tokens
-        case _:
-            return text or "", 0
-
-
-def _sendable(text: str) -> str:
-    """The text without halves of surrogate pairs, which no request can carry."""
-    return text.encode(errors="replace").decode()
-
-
-def _clip(text: str) -> str:
-    return repr(text if len(text) <= 200 else text[:200] + "…")

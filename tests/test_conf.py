@@ -15,6 +15,8 @@ SOURCES = discovery.sources()
 OPTIONS = [o for s in SOURCES for o in s.options()]
 STRATEGIES = sorted(o.name for o in OPTIONS if o.group == "strategy")
 GIVEN = {
+    "engine=openai": ["engine.base_url=http://localhost/v1"],
+    "engine=openai_lora": ["engine.base_url=http://localhost/v1", "engine.adapters=x"],
     "grader=judge": ["grader.base_url=http://localhost/v1", "grader.model=m"],
     "guard=[budget]": ["guard.budget.labels=1"],
     "model=hf": ["model.name=a/b"],

@@ -6,8 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from hypothesis import strategies as st
 from selfimprove.errors import ConfigError, StorageError, UserError
 from selfimprove.graders import Answer, Contains, Exact, Grader, Judge, TokenF1, normalised
 from selfimprove.ledger import Ledger
-from selfimprove.testing import GraderContract
+from selfimprove.testing import GraderContract, LoopbackServer
+from selfimprove.testing.server import HttpReply, ServerScript, fails, says
 
 texts = st.text(max_size=40) | st.lists(st.sampled_from(["the", "a", "cat", "Cat", "dog", "-", ".", "é", "e\u0301", "straße"]), max_size=6).map(
     " ".join
@@ -147,98 +147,14 @@ def test_normalisation_is_squads_on_ascii(text: str) -> None:
 
 # ---- the judge -----------------------------------------------------------------------------------------
 
-Reply = tuple[int, dict[str, str], bytes]
-Script = Callable[[int, dict[str, Any]], Reply]
-
-
-def says(text: str | None, tokens: int = 2) -> Reply:
-    body = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens},
-    }
-    return 200, {"content-type": "application/json"}, json.dumps(body).encode()
-
-
-def fails(status: int) -> Reply:
-    return status, {"content-type": "application/json", "retry-after-ms": "5"}, b'{"error": {"message": "no such luck"}}'
-
-
-class Server:
-    """An OpenAI-compatible endpoint that follows a script of (number of the request, its body) -> reply."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.in_flight = self.most_in_flight = 0
-        lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with lock:
-                    number = len(server.requests)
-                    server.requests.append({"path": self.path, **body})
-                    server.keys.append(self.headers["authorization"])
-                    server.in_flight += 1
-                    server.most_in_flight = max(server.most_in_flight, server.in_flight)
-                try:
-                    status, headers, content = server.script(number, body)
-                finally:
-                    with lock:
-                        server.in_flight -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("content-length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client gave up, as it should
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], Server]]:
-    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
-    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(proxy, raising=False)
-        monkeypatch.delenv(proxy.upper(), raising=False)
-    servers: list[Server] = []
-
-    def start(script: Script) -> Server:
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+Serve = Callable[[ServerScript], LoopbackServer]
 
 
 RIGHT = Answer("Where was Ada born?", ("Aldmoor",), "in Aldmoor")
 WRONG = Answer("Where was Ada born?", ("Aldmoor",), "nobody knows")
 
 
-def by_answer(_: int, body: dict[str, Any]) -> Reply:
+def by_answer(_: int, body: dict[str, Any]) -> HttpReply:
     """Yes to answers that have the first accepted answer in the fenced text."""
     prompt = body["messages"][0]["content"]
     gold = re.search(r"Accepted answers: ([^|\n]*)", prompt)
@@ -251,14 +167,14 @@ def by_answer(_: int, body: dict[str, Any]) -> Reply:
 
 class TestJudgeContract(GraderContract):
     @pytest.fixture(autouse=True)
-    def server(self, serve: Callable[[Script], Server]) -> None:
+    def server(self, serve: Serve) -> None:
         self.url = serve(by_answer).url
 
     def make_plugin(self) -> Grader:
         return Judge(self.url, "m")
 
 
-def test_judge_grades_in_order_and_charges_tokens(serve: Callable[[Script], Server]) -> None:
+def test_judge_grades_in_order_and_charges_tokens(serve: Serve) -> None:
     server = serve(by_answer)
     ledger = Ledger()
     judge = Judge(server.url, "m")
@@ -271,13 +187,13 @@ def test_judge_grades_in_order_and_charges_tokens(serve: Callable[[Script], Serv
     assert judge.name == "judge:m"
 
 
-def test_judge_survives_a_busy_and_failing_server(serve: Callable[[Script], Server]) -> None:
+def test_judge_survives_a_busy_and_failing_server(serve: Serve) -> None:
     server = serve(lambda n, body: [fails(429), fails(500), fails(503)][n] if n < 3 else says("yes"))
     assert Judge(server.url, "m").grade([RIGHT], Ledger()) == [1]
     assert len(server.requests) == 4
 
 
-def test_judge_gives_up_on_a_failing_server(serve: Callable[[Script], Server]) -> None:
+def test_judge_gives_up_on_a_failing_server(serve: Serve) -> None:
     server = serve(lambda n, body: fails(500))
     with pytest.raises(UserError, match=r"failed with 500.*no such luck.*try later"):
         Judge(server.url, "m", retries=1).grade([RIGHT], Ledger())
@@ -287,17 +203,17 @@ def test_judge_gives_up_on_a_failing_server(serve: Callable[[Script], Server]) -
 @pytest.mark.parametrize(
     ("status", "message"), [(401, "refuses the key.*OPENAI_API_KEY"), (403, "refuses the key"), (404, "knows no model 'm'"), (400, "400")]
 )
-def test_judge_does_not_repeat_what_cannot_work(serve: Callable[[Script], Server], status: int, message: str) -> None:
+def test_judge_does_not_repeat_what_cannot_work(serve: Serve, status: int, message: str) -> None:
     server = serve(lambda n, body: fails(status))
     with pytest.raises(UserError, match=message):
         Judge(server.url, "m", max_in_flight=1).grade([RIGHT, WRONG], Ledger())
     assert len(server.requests) == 1, "the first refusal ends the batch"
 
 
-def test_judge_gives_up_on_a_hanging_server(serve: Callable[[Script], Server]) -> None:
+def test_judge_gives_up_on_a_hanging_server(serve: Serve) -> None:
     hung = threading.Event()
 
-    def hang(_: int, body: dict[str, Any]) -> Reply:
+    def hang(_: int, body: dict[str, Any]) -> HttpReply:
         hung.wait(10)
         return says("yes")
 
@@ -311,7 +227,7 @@ def test_judge_gives_up_on_a_hanging_server(serve: Callable[[Script], Server]) -
     assert time.monotonic() - start < 5
 
 
-def test_judge_names_a_server_that_is_not_there(serve: Callable[[Script], Server]) -> None:
+def test_judge_names_a_server_that_is_not_there(serve: Serve) -> None:
     server = serve(by_answer)
     server.close()
     with pytest.raises(UserError, match=r"cannot be reached.*start the server, or correct grader\.base_url"):
@@ -319,7 +235,7 @@ def test_judge_names_a_server_that_is_not_there(serve: Callable[[Script], Server
 
 
 @pytest.mark.parametrize("reply", ["perhaps", "yes and no", "", None, "Yes, because it says so", "yesterday", "no no"])
-def test_judge_asks_again_and_then_counts_what_it_cannot_read(serve: Callable[[Script], Server], reply: str | None) -> None:
+def test_judge_asks_again_and_then_counts_what_it_cannot_read(serve: Serve, reply: str | None) -> None:
     server = serve(lambda n, body: says(reply))
     judge, ledger = Judge(server.url, "m", retries=2), Ledger()
     assert judge.grade([RIGHT, RIGHT], ledger) == [0, 0]
@@ -328,7 +244,7 @@ def test_judge_asks_again_and_then_counts_what_it_cannot_read(serve: Callable[[S
     assert ledger.totals["generated_tokens"] == 6, "unread replies cost as much as others"
 
 
-def test_judge_takes_the_first_readable_reply(serve: Callable[[Script], Server]) -> None:
+def test_judge_takes_the_first_readable_reply(serve: Serve) -> None:
     server = serve(lambda n, body: says("perhaps" if n < 2 else " **YES**\n"))
     judge = Judge(server.url, "m")
     assert judge.grade([RIGHT], Ledger()) == [1]
@@ -349,15 +265,15 @@ def test_judge_takes_the_first_readable_reply(serve: Callable[[Script], Server])
         b"null",
     ],
 )
-def test_judge_says_when_the_server_is_no_judge(serve: Callable[[Script], Server], body: bytes) -> None:
+def test_judge_says_when_the_server_is_no_judge(serve: Serve, body: bytes) -> None:
     server = serve(lambda n, request: (200, {"content-type": "application/json"}, body))
     with pytest.raises(UserError, match=r"not with chat completions.*/v1"):
         Judge(server.url, "m", retries=1).grade([RIGHT], Ledger())
     assert len(server.requests) == 2
 
 
-def test_judge_reads_usage_that_is_missing_or_absurd(serve: Callable[[Script], Server]) -> None:
-    def reply(n: int, body: dict[str, Any]) -> Reply:
+def test_judge_reads_usage_that_is_missing_or_absurd(serve: Serve) -> None:
+    def reply(n: int, body: dict[str, Any]) -> HttpReply:
         status, headers, content = says("yes")
         usage: list[object] = [None, {}, {"completion_tokens": -5}, {"completion_tokens": "many"}]
         return status, headers, json.dumps({**json.loads(content), "usage": usage[n]}).encode()
@@ -368,8 +284,8 @@ def test_judge_reads_usage_that_is_missing_or_absurd(serve: Callable[[Script], S
     assert ledger.totals["generated_tokens"] == 0
 
 
-def test_judge_bounds_the_requests_in_flight(serve: Callable[[Script], Server]) -> None:
-    def slow(n: int, body: dict[str, Any]) -> Reply:
+def test_judge_bounds_the_requests_in_flight(serve: Serve) -> None:
+    def slow(n: int, body: dict[str, Any]) -> HttpReply:
         time.sleep(0.02)
         return by_answer(n, body)
 
@@ -379,7 +295,7 @@ def test_judge_bounds_the_requests_in_flight(serve: Callable[[Script], Server]) 
     assert 1 < server.most_in_flight <= 3
 
 
-def test_judge_remembers_what_it_asked(serve: Callable[[Script], Server], tmp_path: Path) -> None:
+def test_judge_remembers_what_it_asked(serve: Serve, tmp_path: Path) -> None:
     """A judge that was killed in a batch asks only for the rest, and the ledger does not tell the difference."""
     answers = [Answer("?", (str(i),), str(i) if i % 2 else "x") for i in range(6)]
     file = tmp_path / "verdicts.jsonl"
@@ -413,7 +329,7 @@ def test_verdicts_that_cannot_be_read_are_named(tmp_path: Path, line: str) -> No
         Judge("http://127.0.0.1:1/v1", "m", api_key_env=None).remember(file)
 
 
-def test_an_answer_cannot_close_its_own_fence(serve: Callable[[Script], Server]) -> None:
+def test_an_answer_cannot_close_its_own_fence(serve: Serve) -> None:
     """An answer that knows the prompt for another answer still stands inside its own fence."""
     server = serve(by_answer)
     judge = Judge(server.url, "m")
@@ -427,7 +343,7 @@ def test_an_answer_cannot_close_its_own_fence(serve: Callable[[Script], Server])
     assert fences.count(fences[0]) == 2, "and occur nowhere inside"
 
 
-def test_judge_wants_its_key(monkeypatch: pytest.MonkeyPatch, serve: Callable[[Script], Server]) -> None:
+def test_judge_wants_its_key(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"OPENAI_API_KEY, which is not set.*export OPENAI_API_KEY.*api_key_env=null"):
         Judge("http://127.0.0.1:1/v1", "m")

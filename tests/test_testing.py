@@ -15,11 +15,13 @@ from selfimprove.records import Evaluation
 from selfimprove.selectors import Latest
 from selfimprove.testing import (
     EditorContract,
+    EngineContract,
     EvaluatorContract,
     GraderContract,
     NoopEditor,
     NoopRewarder,
     RewarderContract,
+    ScriptedEngine,
     SelectorContract,
     ToyEditor,
     ToyEvaluator,
@@ -73,6 +75,11 @@ class TestRewardIsScore(EvaluatorContract):
 class TestToyGrader(GraderContract):
     def make_plugin(self) -> Grader:
         return ToyGrader()
+
+
+class TestScriptedEngine(EngineContract):
+    def make_plugin(self) -> ScriptedEngine:
+        return ScriptedEngine(lambda r, known: f"{len(known)} {r.prompt} {r.seed if r.temperature else 0}")
 
 
 def caught(contract: type, plugin: Any, folder: Path) -> list[str]:

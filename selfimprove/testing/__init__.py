@@ -13,6 +13,7 @@ def test_it_improves(tmp_path: Path) -> None:
 
 from selfimprove.testing.contracts import (
     EditorContract,
+    EngineContract,
     EvaluatorContract,
     GraderContract,
     RewarderContract,
@@ -22,6 +23,7 @@ from selfimprove.testing.contracts import (
 )
 from selfimprove.testing.engine import Script, ScriptedEngine, ScriptedModel
 from selfimprove.testing.kill import digest_after_kill, kill_points
+from selfimprove.testing.server import LoopbackServer
 from selfimprove.testing.toys import (
     NoopEditor,
     NoopRewarder,
@@ -38,8 +40,10 @@ from selfimprove.testing.toys import (
 
 __all__ = [
     "EditorContract",
+    "EngineContract",
     "EvaluatorContract",
     "GraderContract",
+    "LoopbackServer",
     "NoopEditor",
     "NoopRewarder",
     "RewarderContract",

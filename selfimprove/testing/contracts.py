@@ -14,13 +14,15 @@ Override `make_session` to change task or engine, and the `make_…` methods bel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfimprove import payloads, records
+from selfimprove import identity, payloads, records
+from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
 from selfimprove.ledger import Ledger
+from selfimprove.models import Document, Engine, Generate, Likelihood, Lora, Models, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.session import Session
@@ -341,6 +343,105 @@ class TaskContract:
         one, two = self.make_plugin(), self.make_plugin()
         assert [one.fingerprint(s) for s in SPLITS] == [two.fingerprint(s) for s in SPLITS]
         assert len({one.fingerprint(s) for s in SPLITS}) == len(SPLITS)
+
+
+class EngineContract:
+    """An engine answers every request of a batch, in order, and says what it cost in units of the ledger."""
+
+    prompts: Sequence[str] = ("Ada was born in Aldmoor. Repeat:", "Bela keeps a heron. Repeat:", "Cato works as a glazier. Repeat:")
+    """Distinct texts that it can go on from."""
+    scores, trains = True, True
+    """What it can do besides generating; what it cannot do is a `ConfigError`."""
+
+    def make_plugin(self) -> Engine:
+        """A new engine, configured the same each time."""
+        raise NotImplementedError("override make_plugin() to return the engine under test")
+
+    def test_two_of_one_configuration_have_one_identity(self) -> None:
+        one, two = self.make_plugin(), self.make_plugin()
+        assert (one.root, identity.canonical(one.key)) == (two.root, identity.canonical(two.key))
+
+    def test_tiles_hold_every_request_once(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        requests = [self._generate(models, i) for i in range(7)]
+        assert sorted(i for tile in models.engine.tiles(requests, models) for i in tile) == list(range(7))
+
+    def test_nothing_costs_nothing(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        assert models.generate([]) == []
+        assert models.score([]) == []
+        assert models.train([]) == []
+        assert not any(models.ledger.totals.values())
+
+    def test_texts_follow_their_requests(self, tmp_path: Path) -> None:
+        """Greedy texts of distinct prompts, some asked for twice, in two orders."""
+        forth = [*range(len(self.prompts)), 0, 0]
+        found = []
+        for name, order in (("forth", forth), ("back", forth[::-1])):
+            models = self._models(tmp_path / name)
+            found.append([c.text for c in models.generate([self._generate(models, i) for i in order])])
+        assert found[0] == found[1][::-1]
+        assert found[0][0] == found[0][-1]
+
+    def test_texts_end_where_they_are_told_to(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        [long] = models.generate([self._generate(models, 0, max_tokens=8)])
+        [short] = models.generate([self._generate(models, 0, max_tokens=1)])
+        assert 1 <= short.tokens <= 1 < long.tokens <= 8
+        if stop := long.text.strip()[-1:]:
+            [stopped] = models.generate([self._generate(models, 0, max_tokens=8, stop=(stop,))])
+            assert stopped.text == long.text.split(stop, 1)[0]
+            assert stopped.finished
+
+    def test_likelihoods_follow_their_requests(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        first = self.prompts[0]
+        requests = [Score(models.root, prompt, continuation) for prompt in self.prompts for continuation in (first, "")]
+        if not self.scores:
+            assert _refused(lambda: models.score(requests))
+            return
+        found = models.score(requests)
+        assert found == self._models(tmp_path / "back").score(requests[::-1])[::-1]
+        assert all(x.logprob < 0 < x.tokens for x in found[::2])
+        assert all(x == Likelihood(0.0, 0) for x in found[1::2]), "nothing is certain to follow"
+
+    def test_a_trained_policy_answers(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        lora = Lora(2, 4, ("q_proj",), 0.01, 2, merge=True)
+        requests = [Train(models.root, (Document(p),), lora, seed=i) for i, p in enumerate(self.prompts)]
+        if not self.trains:
+            assert _refused(lambda: models.train(requests))
+            return
+        trained = models.train(requests)
+        assert len({t.policy for t in trained} | {models.root}) == len(self.prompts) + 1
+        assert [t.tokens for t in trained] == [2 * n for n in models.tokens([d for r in requests for d in r.documents])]
+        again = models.train([Train(trained[0].policy, (Document(self.prompts[1]),), lora)])
+        asked = [Generate(t.policy, self.prompts[0], 4, temperature=0) for t in (*trained, *again)]
+        assert len(models.generate(asked)) == len(asked)
+
+    def test_what_was_computed_is_remembered_and_charged_again(self, tmp_path: Path) -> None:
+        first, second = self._models(tmp_path), self._models(tmp_path)
+        requests = [self._generate(first, i % 2, seed=i, temperature=1.0) for i in range(5)]
+        texts = first.generate(requests)
+        assert second.generate(requests) == texts
+        spent = _spent(first.ledger)
+        assert spent == _spent(second.ledger)
+        assert spent["generated_tokens"] == sum(c.tokens for c in texts)
+
+    def _models(self, folder: Path) -> Models:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Models(self.make_plugin(), folder, Ledger())
+
+    def _generate(self, models: Models, i: int, **options: Any) -> Generate:
+        return Generate(models.root, self.prompts[i % len(self.prompts)], **{"max_tokens": 8, "temperature": 0.0, **options})
+
+
+def _refused(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except ConfigError:
+        return True
+    return False
 
 
 def _updated(session: Session, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> list[Candidate]:
