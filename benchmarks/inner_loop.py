@@ -79,7 +79,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(16, 2, 2, 3, 1, (4, 24), 2, 1, 3, repetitions=2, seconds=90.0)
+QUICK = Sizes(16, 2, 2, 3, 1, (4, 16), 2, 1, 2, repetitions=2, seconds=60.0)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class SelfEdit:
 
 def self_edits(count: int, tokens: Callable[[str], int]) -> list[SelfEdit]:
     """Edits about invented people: questions with answers, sentences, and runs of sentences; with the passage 6 to 12 documents."""
-    task = Biographies(train=count, validation=0, test=0, questions=7)
-    found = []
-    for i, (item, person) in enumerate(zip(task.items("train"), task.people("train"), strict=True)):
+    task, found = Biographies(train=2 * count, validation=0, test=0, questions=7), []
+    people = sorted(zip(task.items("train"), task.people("train"), strict=True), key=lambda p: tokens(f"{p[0].title}\n{p[0].context}") >= 120)
+    for i, (item, person) in enumerate(people[:count]):
         facts = sentences(person.text)
         lines = [f"Question: {e.question} Answer: {e.answer}" for e in person.entries]
         lines += [*facts, *(f"{a} {b}" for a, b in zip(facts[::2], facts[1::2], strict=False)), " ".join(facts[:4]), " ".join(facts[3:])]
