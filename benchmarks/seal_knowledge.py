@@ -123,7 +123,7 @@ def measure(folder: Path, only_last: bool) -> None:
     opened = session.Session(config.build(composed), folder, evaluation_split="test")
     run, lineage = opened.run, opened.lineage
     engine = {k: v for k, v in {**composed.values["engine"], **run.models.engine.key}.items() if k != "_target_"}
-    about = {"commit": commit(), "machine": {**describe(torch.device(engine["device"])), "engine": engine}}
+    about = {"commit": commit(), "machine": {**describe(torch.device(engine.get("device", "cpu"))), "engine": engine}}
     wanted = jobs(folder, only_last)
     done = {job: piece(folder, name) for name, job in wanted.items() if piece(folder, name).exists()}
     for name, (arm, policy) in wanted.items():

@@ -132,7 +132,7 @@ def _accelerator() -> Row:
             return Row("ok", "accelerator", f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}")
     except (ImportError, OSError, RuntimeError) as e:
         return Row("note", "accelerator", f"{type(e).__name__}: {e}", "pip install --force-reinstall torch")
-    return Row("note", "accelerator", "none that torch can use", "with a GPU, install a torch built for it (README, section GPU)")
+    return Row("note", "accelerator", "none that torch can use", "with a GPU, install a torch built for it (README, 'With a GPU')")
 
 
 def _cache() -> Row:
