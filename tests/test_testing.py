@@ -137,9 +137,26 @@ class Impure(Latest):
         return [list(lineage)[self.calls % lineage.size]]
 
 
+class Backwards(ScriptedEngine):
+    """Answers the last request first."""
+
+    def generate(self, tile: Any, weights: Any) -> Any:
+        found, charges = super().generate(tile, weights)
+        return found[::-1], charges
+
+
+class Foreign(ScriptedEngine):
+    """Is paid in another currency."""
+
+    def generate(self, tile: Any, weights: Any) -> Any:
+        return super().generate(tile, weights)[0], {"dollars": 1.0}
+
+
 @pytest.mark.parametrize(
     ("contract", "plugin", "test"),
     [
+        (EngineContract, Backwards, "test_texts_follow_their_requests"),
+        (EngineContract, Foreign, "test_what_was_computed_is_remembered_and_charged_again"),
         (RewarderContract, Forgetful, "test_a_bad_trial_is_data"),
         (RewarderContract, Sneaky, "test_is_admitted_and_runs"),
         (RewarderContract, Moody, "test_same_trials_same_rewards_and_charges"),
