@@ -16,7 +16,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.models import hub
 from selfimprove.models.api import Document, Lora
 from selfimprove.models.bank import peft_name, target_modules
-from selfimprove.models.packing import ATTENTION, Attend, Packed, Ragged
+from selfimprove.models.packing import ATTENTION, Attend, Packed
 
 
 class Frozen:
@@ -94,14 +94,14 @@ class Frozen:
 
     def packed(self, rows: Sequence[Sequence[int]], below: Tensor | None = None) -> Tensor:
         """Hidden states of rows laid end to end. (T, d)"""
-        ragged = Ragged([len(r) for r in rows], self.device)
-        return self.forward(self.tensor([t for r in rows for t in r])[None], ragged.positions[None], Packed(ragged), below=below)[0]
+        attend = Packed([len(r) for r in rows], self.device)
+        return self.forward(self.tensor([t for r in rows for t in r])[None], attend.positions[None], attend, below=below)[0]
 
     def prefix(self, ids: Sequence[int], copies: int) -> DynamicCache:
         """A cache that holds the keys and values of a text, once per copy; copy k goes through adapter k of the bank in use."""
         cache = DynamicCache(config=self.model.config)
-        ragged = Ragged([len(ids)] * copies, self.device)
-        self.forward(self.tensor(list(ids) * copies)[None], ragged.positions[None], Packed(ragged), cache)
+        attend = Packed([len(ids)] * copies, self.device)
+        self.forward(self.tensor(list(ids) * copies)[None], attend.positions[None], attend, cache)
         return cache
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:

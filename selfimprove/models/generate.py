@@ -161,22 +161,22 @@ class Decoder:
         """Compute these requests' prompts, each distinct one once, and put them in flight. The next token's logits, (m, V)."""
         frozen = self.frozen
         wanted = [(self.slots[i], tuple(self.own[i])) for i in requests]
-        distinct = {prompt: n for n, prompt in enumerate(dict.fromkeys(wanted))}
-        ragged = Ragged([len(p) for _, p in distinct], frozen.device)
+        distinct = {prompt: n for n, prompt in enumerate(sorted(set(wanted), key=lambda x: (len(x[1]), x)))}
+        owners, lengths = [slot for slot, _ in distinct], [len(p) for _, p in distinct]
         if self.bank:
-            self.bank.use(Ragged.by_owner([slot for slot, p in distinct for _ in p], self.copies, frozen.device))
+            self.bank.use(Ragged.by_owner(owners, lengths, self.copies, frozen.device))
         before = self.copies * self.shared
         if not before:
             cache = DynamicCache(config=frozen.model.config)
-        attend = Packed(ragged, self.shared, frozen.tensor([slot for slot, _ in distinct]) if self.copies > 1 else None)
+        attend = Packed(lengths, frozen.device, self.shared, owners if self.copies > 1 else None)
         ids = frozen.tensor([t for _, p in distinct for t in p])[None]
-        hidden = frozen.forward(ids, (ragged.positions + self.shared)[None], attend, cache)[0]
+        hidden = frozen.forward(ids, (attend.positions + self.shared)[None], attend, cache)[0]
         source = frozen.tensor([distinct[w] for w in wanted])
-        self.rows.admit(cache, before, ragged, source)
+        self.rows.admit(cache, before, Ragged(lengths, frozen.device), source)
         if before:
             cache.crop(-ids.shape[1])  # back to the prefix
         self.flying += requests
-        ends = frozen.tensor([len(p) for _, p in distinct]).cumsum(0) - 1
+        ends = frozen.tensor(lengths).cumsum(0) - 1
         return frozen.logits(hidden[ends])[source]
 
     def _sample(self, logits: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class Decoder:
         lengths = self.rows.step()
         layout = None
         if self.bank or prefix:
-            layout = Ragged.by_owner([self.slots[i] for i in self.flying], self.copies, self.frozen.device)
+            layout = Ragged.by_owner([self.slots[i] for i in self.flying], [1] * len(self.flying), self.copies, self.frozen.device)
         if self.bank and layout:
             self.bank.use(layout)
         positions = (lengths - 1 + self.shared)[:, None]

@@ -45,9 +45,9 @@ class Ragged:
         self.positions = torch.from_numpy(np.broadcast_to(columns, mask.shape)[mask]).to(device)  # (T,) of rows laid end to end
 
     @classmethod
-    def by_owner(cls, owners: Sequence[int], count: int, device: torch.device | str = "cpu") -> Ragged:
-        """Row k holds the tokens that k owns, in whatever order they come."""
-        whose = np.asarray(owners)
+    def by_owner(cls, owners: Sequence[int], lengths: Sequence[int], count: int, device: torch.device | str = "cpu") -> Ragged:
+        """Row k holds the tokens that k owns, whatever order the owners' pieces of these lengths come in."""
+        whose = np.repeat(np.asarray(owners), np.asarray(lengths))
         return cls(np.bincount(whose, minlength=count).tolist(), device, whose.argsort(kind="stable"))
 
     def pad(self, tokens: Tensor) -> Tensor:
@@ -88,49 +88,96 @@ class Attend(Protocol):
 
 
 class Packed:
-    """Causal attention within each row of a layout, all of which see a prefix that the cache holds.
+    """Causal attention within each row, all of which see a prefix that the cache holds.
+
+    Neighbouring rows of similar length are padded together, so rows should come in the order of their lengths.
 
     Args:
+        lengths: tokens of each row. (R,)
         prefix: tokens of the prefix; the cache begins with one copy of it for each owner.
-        owners: whose copy each row sees. (R,)
-        tree: who may see whom within a row, where that is not simply causal. (R, L, L)
+        owners: whose copy each row sees; the only one where it is None. (R,)
+        branches: where rows are trees, a number for each token of each row: it sees the tokens of its own number and of number 0.
     """
 
-    def __init__(self, ragged: Ragged, prefix: int = 0, owners: Tensor | None = None, tree: Tensor | None = None) -> None:
-        self.ragged, self.prefix, self.owners, self.tree = ragged, prefix, owners, tree
-        self._seen: Tensor | None = None
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device,
+        prefix: int = 0,
+        owners: Sequence[int] | None = None,
+        branches: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.prefix, self.device = prefix, device
+        self.parts = [_Part(self, range(*part), lengths, owners, branches) for part in _similar(lengths)]
+        self.sizes = [len(p.ragged.scatter) for p in self.parts]
+        self.positions = torch.cat([p.ragged.positions for p in self.parts])  # (T,) of each token in its row
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layer: int) -> Tensor:
         before = key.shape[2] - query.shape[2]
-        q = self._rows(query, 0)
-        k, v = (self._rows(x, before) for x in (key, value))
-        if before:
-            k, v = (torch.cat([self._before(x, before), own], dim=2) for x, own in ((key, k), (value, v)))
-        causal = self.tree is None and not before
-        mask = None if causal else self.seen(q.device)
+        q, k, v = (torch.split(_flat(x, begin), self.sizes) for x, begin in ((query, 0), (key, before), (value, before)))
+        early = [torch.unflatten(x[0, :, :before], 1, (-1, self.prefix)).transpose(0, 1) for x in (key, value)] if before else None
+        heads, size = query.shape[1], query.shape[3]
+        out = [p.attend(*x, heads, size, early, scaling) for p, x in zip(self.parts, zip(q, k, v, strict=True), strict=True)]
+        return torch.cat(out).view(1, query.shape[2], heads, size)
+
+
+class _Part:
+    """Rows that are padded together."""
+
+    def __init__(
+        self,
+        packed: Packed,
+        rows: range,
+        lengths: Sequence[int],
+        owners: Sequence[int] | None,
+        branches: Sequence[Sequence[int]] | None,
+    ) -> None:
+        self.ragged = Ragged([lengths[i] for i in rows], packed.device)
+        self.owners = None if owners is None else torch.tensor([owners[i] for i in rows], device=packed.device)
+        own = np.tri(self.ragged.width, dtype=bool)
+        if branches is not None:
+            number = np.full((len(rows), self.ragged.width), -1)
+            for n, i in enumerate(rows):
+                number[n, : lengths[i]] = branches[i]
+            own = own & ((number[:, None] == 0) | (number[:, None] == number[:, :, None]))[:, None]
+        seen = np.concatenate([np.ones((*own.shape[:-1], packed.prefix), dtype=bool), own], axis=-1)
+        self.causal = branches is None and not packed.prefix
+        self.seen = None if self.causal else torch.from_numpy(seen).to(packed.device)  # (L, S + L), or (R, 1, L, S + L) for trees
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int, size: int, early: Sequence[Tensor] | None, scaling: float) -> Tensor:
+        """(T, H·D), (T, G·D) twice, (K, G, S, D) twice -> (T, H·D)"""
+        q, k, v = (self._rows(x, size) for x in (query, key, value))
+        if early is not None:
+            k, v = (torch.cat([self._copies(x), own], dim=2) for x, own in zip(early, (k, v), strict=True))
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose kernel is far slower than float32's there (decision 0009)
             q, k, v = q.float(), k.float(), v.float()
-        out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-        return self.ragged.flat(out.transpose(1, 2)).view(1, query.shape[2], q.shape[1], -1).to(query.dtype)
+        out = scaled_dot_product_attention(q, k, v, self.seen, is_causal=self.causal, scale=scaling, enable_gqa=heads != k.shape[1])
+        return self.ragged.flat(out.transpose(1, 2)).to(query.dtype)
 
-    def seen(self, device: torch.device) -> Tensor:
-        """Which keys a query sees: (L, S + L), or (R, 1, L, S + L) for a tree."""
-        if self._seen is None:
-            width = self.ragged.width
-            own = torch.ones(width, width, dtype=torch.bool, device=device).tril() if self.tree is None else self.tree[:, None]
-            self._seen = torch.cat([own.new_ones(*own.shape[:-1], self.prefix), own], dim=-1)
-        return self._seen
+    def _rows(self, x: Tensor, size: int) -> Tensor:
+        """(T, H·D) -> (R, H, L, D)"""
+        return self.ragged.pad(x).view(self.ragged.rows, self.ragged.width, -1, size).transpose(1, 2)
 
-    def _rows(self, x: Tensor, begin: int) -> Tensor:
-        """(1, H, begin + T, D) -> (R, H, L, D)"""
-        heads, size = x.shape[1], x.shape[3]
-        padded = self.ragged.pad(x[0, :, begin:].transpose(0, 1).reshape(-1, heads * size))
-        return padded.view(self.ragged.rows, self.ragged.width, heads, size).transpose(1, 2)
+    def _copies(self, x: Tensor) -> Tensor:
+        """(K, G, S, D) -> (R, G, S, D)"""
+        return x.expand(self.ragged.rows, -1, -1, -1) if self.owners is None else x[self.owners]
 
-    def _before(self, x: Tensor, before: int) -> Tensor:
-        """(1, G, K·S + T, D) -> (R, G, S, D)"""
-        copies = torch.unflatten(x[0, :, :before], 1, (-1, self.prefix)).transpose(0, 1)  # (K, G, S, D)
-        return copies.expand(self.ragged.rows, -1, -1, -1) if self.owners is None else copies[self.owners]
+
+def _flat(x: Tensor, begin: int) -> Tensor:
+    """(1, H, begin + T, D) -> (T, H·D)"""
+    return x[0, :, begin:].transpose(0, 1).flatten(1)
+
+
+def _similar(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of neighbouring rows, (first, past the last), none of which is much longer than another of its run."""
+    runs: list[tuple[int, int]] = []
+    begin, least, most = 0, lengths[0], lengths[0]
+    for i, length in enumerate(lengths):
+        least, most = min(least, length), max(most, length)
+        if most > max(16, 1.5 * least):
+            runs.append((begin, i))
+            begin, least, most = i, length, length
+    return [*runs, (begin, len(lengths))]
 
 
 class Decoding:

@@ -63,7 +63,7 @@ def score(
             if bank:
                 bank.use(Ragged([shared] * copies, frozen.device))
             cache = frozen.prefix(next(iter(rows.values())).prompt[:shared], copies)
-        for group in _passes(sorted(rows.values(), key=lambda r: r.slot), shared, step_tokens):
+        for group in _passes(sorted(rows.values(), key=lambda r: r.length(shared)), shared, step_tokens):
             sums.update(_pass(frozen, group, bank, shared, cache, logit_rows))
             if cache is not None:
                 cache.crop(-sum(r.length(shared) for r in group))  # back to the prefix
@@ -75,11 +75,11 @@ def _pass(
 ) -> dict[int, tuple[float, int]]:
     """Log-likelihood and number of tokens of every request that these rows answer."""
     lengths = [r.length(shared) for r in rows]
-    ragged = Ragged(lengths, frozen.device)
+    slots = [r.slot for r in rows]
     if bank:
-        bank.use(Ragged.by_owner([r.slot for r, n in zip(rows, lengths, strict=True) for _ in range(n)], bank.count, frozen.device))
-    owners = frozen.tensor([r.slot for r in rows]) if bank and bank.count > 1 else None
-    attend = Packed(ragged, shared if cache is not None else 0, owners, _tree(rows, shared, ragged))
+        bank.use(Ragged.by_owner(slots, lengths, bank.count, frozen.device))
+    branches = [r.branches(shared) for r in rows] if any(len(r.ends) > 1 for r in rows) else None
+    attend = Packed(lengths, frozen.device, shared if cache is not None else 0, slots if bank and bank.count > 1 else None, branches)
     positions = frozen.tensor([p for r in rows for p in r.positions()[shared:]])[None]
     hidden = frozen.forward(frozen.tensor([t for r in rows for t in r.tokens(shared)])[None], positions, attend, cache)[0]
     keep: list[int] = []
@@ -115,18 +115,6 @@ def _pass(
 def _log_softmax(logits: Tensor) -> Tensor:
     """In float32 or better. (N, V) -> (N, V)"""
     return log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _tree(rows: Sequence[_Row], shared: int, ragged: Ragged) -> Tensor | None:
-    """Who may see whom where a prompt has several continuations: the prompt, and what came before in one's own. (R, L, L)"""
-    if all(len(r.ends) == 1 for r in rows):
-        return None
-    branch = torch.full((ragged.rows, ragged.width), -1)
-    for n, row in enumerate(rows):
-        found = row.branches(shared)
-        branch[n, : len(found)] = torch.tensor(found)
-    seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
-    return (seen & torch.ones(ragged.width, ragged.width, dtype=torch.bool).tril()).to(ragged.mask.device)
 
 
 def _passes(rows: Sequence[_Row], shared: int, limit: int) -> Iterator[list[_Row]]:

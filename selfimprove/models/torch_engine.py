@@ -57,7 +57,7 @@ class TorchEngine:
         dtype: ``auto`` (bfloat16 on a GPU or a processor that multiplies it, float32 otherwise), or a torch name.
         device: ``auto``, ``cpu``, ``cuda`` …
         threads: processor threads; part of every digest, since it changes the order of sums. 0 takes all cores.
-        rows: rows in flight while generating; 0 takes 64 on a processor and 512 on a GPU.
+        rows: rows in flight while generating; 0 takes 128 on a processor and 512 on a GPU.
         bank: the most adapters that train together.
         step_tokens: the most tokens in one forward and backward pass; 0 takes 2,048 on a processor and 16,384 on a GPU, or what fits.
         logit_rows: positions whose logits exist at one time; 0 takes 256 on a processor and 4,096 on a GPU.
@@ -83,7 +83,7 @@ class TorchEngine:
         large = self.device.type != "cpu"
         if not large:
             _keep_freed_memory()
-        self.rows, self.bank = rows or (512 if large else 64), bank
+        self.rows, self.bank = rows or (512 if large else 128), bank
         self.step_tokens = step_tokens or (16_384 if large else 2_048)
         self.logit_rows = logit_rows or (4_096 if large else 256)
         self.frozen = Frozen(model, self.dtype, self.device)

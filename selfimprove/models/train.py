@@ -63,21 +63,22 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
 
 def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[Tensor, list[int]]:
     """Adds the gradients of each adapter's mean loss; returns sums of losses (on the device, unwaited for) and numbers of targets."""
-    rows = [d for _, batch in group for d in batch]
-    bank.use(Ragged([sum(len(d.ids) for d in batch) for _, batch in group], frozen.device), slice(group[0][0], group[-1][0] + 1))
+    first = group[0][0]
+    owned = sorted(((k - first, d) for k, batch in group for d in batch), key=lambda x: len(x[1].ids))
+    owners, rows = [g for g, _ in owned], [d for _, d in owned]
+    bank.use(Ragged.by_owner(owners, [len(d.ids) for d in rows], len(group), frozen.device), slice(first, first + len(group)))
     below = torch.cat([d.below for d in rows if d.below is not None])[None] if rows[0].below is not None else None
     hidden = frozen.packed([d.ids for d in rows], below)  # (T, d)
     keep: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
     at = 0
-    for g, (_, batch) in enumerate(group):
-        for d in batch:
-            first = max(1, d.start)  # the first token has nothing to be predicted from
-            keep += range(at + first - 1, at + len(d.ids) - 1)
-            targets += d.ids[first:]
-            owner += [g] * (len(d.ids) - first)
-            at += len(d.ids)
+    for g, d in owned:
+        begin = max(1, d.start)  # the first token has nothing to be predicted from
+        keep += range(at + begin - 1, at + len(d.ids) - 1)
+        targets += d.ids[begin:]
+        owner += [g] * (len(d.ids) - begin)
+        at += len(d.ids)
     if not targets:  # every text is empty, and nothing predicts its end
         return torch.zeros(len(group), device=frozen.device), [0] * len(group)
     counts = torch.bincount(torch.tensor(owner), minlength=len(group))
@@ -116,7 +117,8 @@ def cache_below(frozen: Frozen, documents: Sequence[Encoded], first_layer: int, 
     """Hidden states below the lowest adapter: the same in every epoch and for every adapter, so computed once per distinct text."""
     distinct = {tuple(d.ids): d for d in documents}
     with frozen.layers(0, first_layer):
-        for group in passes([(i, [d]) for i, d in enumerate(distinct.values())], step_tokens):
+        ordered = sorted(distinct.values(), key=lambda d: len(d.ids))
+        for group in passes([(i, [d]) for i, d in enumerate(ordered)], step_tokens):
             rows = [d for _, batch in group for d in batch]
             hidden = frozen.packed([d.ids for d in rows])
             for d, states in zip(rows, torch.split(hidden, [len(d.ids) for d in rows]), strict=True):
