@@ -60,7 +60,7 @@ class TorchEngine:
         rows: rows in flight while generating; 0 takes 128 on a processor and 512 on a GPU.
         bank: the most adapters that train together.
         step_tokens: the most tokens in one forward and backward pass; 0 takes 2,048 on a processor and 16,384 on a GPU, or what fits.
-        logit_rows: positions whose logits exist at one time; 0 takes 256 on a processor and 4,096 on a GPU.
+        logit_rows: positions whose logits exist at one time; 0 takes 1,024 on a processor and 4,096 on a GPU.
     """
 
     name = "torch"
@@ -85,7 +85,7 @@ class TorchEngine:
             _keep_freed_memory()
         self.rows, self.bank = rows or (512 if large else 128), bank
         self.step_tokens = step_tokens or (16_384 if large else 2_048)
-        self.logit_rows = logit_rows or (4_096 if large else 256)
+        self.logit_rows = logit_rows or (4_096 if large else 1_024)
         self.frozen = Frozen(model, self.dtype, self.device)
         self.split = Split(self.step_tokens, 2**62, 2**62)
 
