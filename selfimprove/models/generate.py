@@ -15,8 +15,10 @@ from selfimprove.models.frozen import Frozen
 from selfimprove.models.packing import Decoding, Packed, Ragged
 from selfimprove.models.sampling import sample
 
-LONG = 16
+LONG = 8
 """Tokens from which on a common beginning is computed apart: a shorter one saves less than looking after it costs."""
+FAR = 64
+"""Tokens up to which rows get copies of a common beginning's keys: one look at more keys is faster than two."""
 
 
 def common(prompts: Sequence[Sequence[int]], copies: int = 1) -> int:
@@ -48,15 +50,19 @@ class _Rows:
         self.count = 0
         self.width = 0
 
-    def admit(self, cache: DynamicCache, before: int, ragged: Ragged, source: Tensor) -> None:
-        """Append rows whose prompts the cache holds after its first `before` tokens. source: (m,) prompt of each row."""
-        end = self.count + len(source)
-        index = before + ragged.gather.view(ragged.rows, ragged.width)[source]  # (m, L)
+    def admit(self, cache: DynamicCache, index: Tensor, lengths: Tensor) -> None:
+        """Append rows.
+
+        Args:
+            index: where the cache holds the keys of each row. (m, L)
+            lengths: how many of them count. (m,)
+        """
+        end = self.count + len(index)
         for i, layer in enumerate(cache.layers):
             for j, x in enumerate((layer.keys, layer.values)):
-                self.data[i, j, self.count : end, :, : ragged.width] = x[0][:, index].transpose(0, 1)
-        self.lengths[self.count : end] = ragged.mask.sum(1)[source]
-        self.count, self.width = end, max(self.width, ragged.width)
+                self.data[i, j, self.count : end, :, : index.shape[1]] = x[0][:, index].transpose(0, 1)
+        self.lengths[self.count : end] = lengths
+        self.count, self.width = end, max(self.width, index.shape[1])
 
     def step(self) -> Tensor:
         """Make room for one token per row; the keys that each row will have. (N,)"""
@@ -118,10 +124,11 @@ class Decoder:
         self.distinct = {(slot, tuple(p)) for slot, p in zip(slots, prompts, strict=True)}
         self.shared = common([p for _, p in self.distinct], self.copies)
         self.header = prompts[0][: self.shared]
+        self.copied = self.shared if self.shared <= FAR else 0  # keys of the beginning that every row holds itself
         self.own = [p[self.shared :] for p in prompts]
         limit = max(r.max_tokens for r in tile)
         self.uniforms = torch.stack([torch.rand(limit, generator=torch.Generator().manual_seed(r.seed)) for r in tile]).to(frozen.device)
-        room = max(len(p) + r.max_tokens for p, r in zip(self.own, tile, strict=True))
+        room = self.copied + max(len(p) + r.max_tokens for p, r in zip(self.own, tile, strict=True))
         self.rows = _Rows(frozen, max(1, min(rows, len(tile), cache_tokens // room)), room)
         self.waiting = sorted(range(len(tile)), key=lambda i: (self.slots[i], len(self.own[i]), self.own[i]), reverse=True)
         self.flying: list[int] = []
@@ -140,7 +147,8 @@ class Decoder:
             if self.bank:
                 self.bank.use(Ragged([self.shared] * self.copies, self.frozen.device))
             cache = self.frozen.prefix(self.header, self.copies)
-            prefix = [self._apart(layer.keys, layer.values) for layer in cache.layers]
+            if not self.copied:
+                prefix = [self._apart(layer.keys, layer.values) for layer in cache.layers]
         logits: Tensor | None = None
         while self.waiting or self.flying:
             free = capacity - len(self.flying)
@@ -172,7 +180,12 @@ class Decoder:
         ids = frozen.tensor([t for _, p in distinct for t in p])[None]
         hidden = frozen.forward(ids, (attend.positions + self.shared)[None], attend, cache)[0]
         source = frozen.tensor([distinct[w] for w in wanted])
-        self.rows.admit(cache, before, Ragged(lengths, frozen.device), source)
+        own = Ragged(lengths, frozen.device)
+        index = before + own.gather.view(own.rows, own.width)
+        if self.copied:
+            copies = frozen.tensor(owners)[:, None] * self.shared + torch.arange(self.shared, device=frozen.device)
+            index = torch.cat([copies, index], dim=1)
+        self.rows.admit(cache, index[source], self.copied + frozen.tensor(lengths)[source])
         if before:
             cache.crop(-ids.shape[1])  # back to the prefix
         self.flying += requests
@@ -204,7 +217,7 @@ class Decoder:
             layout = Ragged.by_owner([self.slots[i] for i in self.flying], [1] * len(self.flying), self.copies, self.frozen.device)
         if self.bank and layout:
             self.bank.use(layout)
-        positions = (lengths - 1 + self.shared)[:, None]
+        positions = (lengths - 1 + self.shared - self.copied)[:, None]
         hidden = self.frozen.forward(tokens[:, None], positions, Decoding(lengths, prefix, layout), self.rows)
         self.rows.lengths[: self.rows.count] += 1
         return self.frozen.logits(hidden[:, -1])

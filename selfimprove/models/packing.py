@@ -191,21 +191,18 @@ class Decoding:
 
     def __init__(self, lengths: Tensor, prefix: Sequence[tuple[Tensor, Tensor]] | None = None, layout: Ragged | None = None) -> None:
         columns = torch.arange(int(lengths.max()), device=lengths.device)
-        self.hidden = (columns[None] >= lengths[:, None])[:, None, None]  # (N, 1, 1, C)
+        self.seen = (columns[None] < lengths[:, None])[:, None, None]  # (N, 1, 1, C)
         self.prefix, self.layout = prefix, layout
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, layer: int) -> Tensor:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
+        if self.prefix is None or self.layout is None:
+            return scaled_dot_product_attention(query, key, value, self.seen, scale=scaling, enable_gqa=heads != groups).transpose(1, 2)
         q = (query * scaling).view(rows, groups, heads // groups, size)
         k, v = (x.reshape(rows * groups, -1, size) for x in (key, value))
         scores = torch.bmm(q.reshape(rows * groups, -1, size), k.transpose(1, 2)).view(rows, groups, heads // groups, -1)
-        scores = (
-            scores.float().masked_fill_(self.hidden, -torch.inf) if scores.dtype != torch.float64 else scores.masked_fill_(self.hidden, -torch.inf)
-        )
-        if self.prefix is None or self.layout is None:
-            weights = scores.softmax(dim=-1).to(v.dtype)
-            return torch.bmm(weights.view(rows * groups, -1, weights.shape[-1]), v).view(rows, 1, heads, size)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill_(~self.seen, -torch.inf)
         before_k, before_v = (x.flatten(0, 1) for x in self.prefix[layer])  # (K·G, S, D)
         owned = self._owned(q)  # (K·G, L·H/G, D)
         early = self._rows(torch.bmm(owned, before_k.transpose(1, 2)), rows, groups).to(scores.dtype)  # (N, G, H/G, S)
