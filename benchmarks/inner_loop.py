@@ -79,7 +79,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(16, 2, 4, 3, 1, (4, 16), 2, 1, 2, repetitions=2, seconds=40.0)
+QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 2, repetitions=2, seconds=40.0)
 
 
 @dataclass(frozen=True)
