@@ -121,3 +121,14 @@ def test_a_plan_knows_the_tokens_of_a_round(tmp_path: Path, roles: Make, make_in
     found = editor.expected(session.run)
     assert 2 * 3 * 50 * 0.5 < found["generated_tokens"] < 2 * 3 * 50 * 2 + 500
     assert found["trained_tokens"] > 2 * 3 * 2 * 2 * 15
+
+
+def test_a_plan_counts_every_prompt_of_an_edit(tmp_path: Path, roles: Make, make_inner: Make) -> None:
+    """One sentence at a time takes as many answers as the context has sentences; the other roles tell what they cost as well."""
+    found = {}
+    for name in ("implications", "few_shot"):
+        editor = SelfEdits(inner=make_inner(), contexts=2, edits=2, max_tokens=50, prompt_name=name)
+        run = toy_session(tmp_path / name, **roles(editor=editor)).run
+        found[name] = [run.roles[role].expected(run) for role in ("editor", "updater", "evaluator")]
+    for one, three in zip(found["implications"], found["few_shot"], strict=True):
+        assert three["trained_tokens"] > 1.5 * one["trained_tokens"] > 0

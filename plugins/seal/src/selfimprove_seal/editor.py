@@ -149,14 +149,16 @@ class ContextEditor(abc.ABC):
         return completion.text
 
     def expected(self, run: Run) -> dict[str, float]:
-        """Rough tokens of one round, for `selfimprove plan`."""
-        items = self.round_items(run, 0)
-        trials = len(items) * self.edits * self.inner.replicates
-        words = sum(len(i.context.split()) for i in items) / max(1, len(items))
-        return {
-            "generated_tokens": len(items) * self.edits * self.max_tokens * 0.6 + trials * sum(len(i.questions) for i in items) / len(items) * 8,
-            "trained_tokens": trials * (words * 1.5 + self.max_tokens * 0.6) * self.inner.settings().epochs,
-        }
+        """Rough tokens of one round, for `selfimprove plan`: its edits, their inner loops and the answers that are rewarded."""
+        return self.cost(self.round_items(run, 0), self.edits, self.inner.replicates)
+
+    def cost(self, items: Sequence[Item], edits: int, replicates: int) -> dict[str, float]:
+        """Rough tokens of `edits` edits per item, of `replicates` inner loops for each, and of asking what each has taught."""
+        written = 0.6 * self.max_tokens  # of an answer to a prompt: most end before the limit
+        lines = sum(len(self.prompts(i)) for i in items) * edits * written
+        asked = sum(len(i.questions) for i in items) * edits * replicates * min(8, self.inner.answer_tokens)
+        passages = 1.5 * sum(len(i.context.split()) for i in items) * edits if self.inner.passage else 0
+        return {"generated_tokens": lines + asked, "trained_tokens": (passages + lines) * replicates * self.inner.settings().epochs}
 
 
 @dataclass

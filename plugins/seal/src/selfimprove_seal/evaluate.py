@@ -60,6 +60,10 @@ class ClosedBook:
             scores.append((candidate.id, Evaluation(mean(graded), _arm("edits", graded, run.task.evaluation), graded)))
         return scores
 
+    def expected(self, run: Run) -> dict[str, float]:
+        """Rough tokens of evaluating one candidate, for `selfimprove plan`; the arms of the first round come on top."""
+        return context_editor(run).cost(run.task.evaluation, 1, self.seeds)
+
     def root(self, run: Run, policy: Part) -> Evaluation:
         """The root's evaluation: its score is that of its untrained edits, its metrics hold every arm."""
         graded = {arm: self.measure(run, arm, policy) for arm in dict.fromkeys(("edits", *self.arms))}

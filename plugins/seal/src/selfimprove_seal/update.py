@@ -12,7 +12,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.models import Document, Lora, Train
 from selfimprove.records import Edit
 from selfimprove.statistics import by_edit
-from selfimprove_seal.editor import SelfEdit
+from selfimprove_seal.editor import ContextEditor, SelfEdit
 
 
 @dataclass
@@ -61,6 +61,15 @@ class ReSTEM:
             [trained] = run.models.train([Train(start, documents, self.lora, seed)])
             children.append(parent.derive(len(lineage), policy=trained.policy))
         return children
+
+    def expected(self, run: Run) -> dict[str, float]:
+        """The most tokens of one M-step, roughly, for `selfimprove plan`."""
+        editor = run.roles["editor"]
+        if not isinstance(editor, ContextEditor):
+            return {}  # another editor's prompts are not known before it has written
+        assert isinstance(self.lora, Lora)
+        prompts = [p for i in editor.round_items(run, 0) for p in editor.prompts(i)]
+        return {"trained_tokens": sum(1.5 * len(p.split()) + 0.6 * editor.max_tokens for p in prompts) * self.keep * self.lora.epochs}
 
     def credited(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> list[tuple[str, tuple[str, str]]]:
         """The parent, prompt and text of the best lines, prompt after prompt."""
