@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from selfimprove.errors import ConfigError
 from selfimprove.models import Document, Generate, Train
 from selfimprove.session import Session
-from selfimprove.task import Item, Question
+from selfimprove.task import Item, Question, Split
 from selfimprove.testing import ScriptedEngine, ToyTask, toy_session
 from selfimprove_seal import ClosedBook, SelfEdits, ToolCall, ToolEdits
 from selfimprove_seal.evaluate import ARMS, _arm, repeated
@@ -192,6 +192,16 @@ def test_labels_are_charged(tmp_path: Path, roles: Make, recorder: Make) -> None
     session.improve()
     questions = 3 * (2 + 4)  # two training contexts were used, four are evaluated
     assert session.run.ledger.totals["labels"] >= questions
+
+
+@pytest.mark.parametrize(("missing", "message"), [("train", "raise task.train"), ("validation", "raise task.validation")])
+def test_a_task_without_contexts_is_refused_before_the_first_round(tmp_path: Path, roles: Make, missing: str, message: str) -> None:
+    class Lacking(ToyTask):
+        def items(self, split: Split) -> Sequence[Item]:
+            return [] if split == missing else super().items(split)
+
+    with pytest.raises(ConfigError, match=message):
+        toy_session(tmp_path, task=Lacking(), **roles())
 
 
 def test_unknown_arms_are_named() -> None:

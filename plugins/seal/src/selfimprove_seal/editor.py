@@ -98,6 +98,11 @@ class ContextEditor(abc.ABC):
         return [taught[n] for n in range(len(lessons))]
 
     @hookimpl
+    def prepare(self, run: Run) -> None:
+        if not run.task.train:
+            raise ConfigError("SEAL writes edits about training contexts, and the task has none; raise task.train")
+
+    @hookimpl
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:
         items = self.round_items(run, len(lineage))
         found = []

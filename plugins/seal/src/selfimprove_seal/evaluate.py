@@ -51,6 +51,10 @@ class ClosedBook:
             raise ConfigError(f"evaluator.seeds is at least 1; got {self.seeds}")
 
     @hookimpl
+    def prepare(self, run: Run) -> None:
+        _check_questions(run)
+
+    @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
         scores: list[tuple[str, Evaluation]] = []
         if lineage.score(lineage.root.id) is None and lineage.root.id not in {c.id for c in candidates}:
@@ -76,6 +80,7 @@ class ClosedBook:
         Args:
             writer: whose edits ``passage_equal_tokens`` matches; the policy's own where it is None.
         """
+        _check_questions(run)
         items = run.task.evaluation
         seeds = range(1 if arm == "untouched" else self.seeds)
         rounds = [self._once(run, arm, policy, items, s, writer or policy) for s in seeds]
@@ -120,6 +125,11 @@ class ClosedBook:
             else:
                 equal.append((policy, Lesson((passage,))))
         return editor.teach(run, equal, seeds)
+
+
+def _check_questions(run: Run) -> None:
+    if not any(i.questions for i in run.task.evaluation):
+        raise ConfigError("there is no question to measure on; raise task.validation (for `selfimprove eval`, task.test), or choose evaluator=none")
 
 
 def repeated(run: Run, passage: Document, tokens: int) -> tuple[Document, ...]:
