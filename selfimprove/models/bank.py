@@ -94,13 +94,14 @@ class Bank:
 
 
 def target_modules(model: nn.Module, lora: Lora) -> dict[str, nn.Linear]:
-    """The linear modules that an adapter sits on, by name. Raises: ConfigError where the model has none of that name."""
-    found: dict[str, nn.Linear] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in lora.targets and _layer(name) >= lora.first_layer:
-            found[name] = module
+    """The linear modules that an adapter sits on, by name; the head, which is no part of a layer, is none of them.
+
+    Raises: ConfigError, where the model has none of that name.
+    """
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and _layer(n) >= 0}
+    found = {n: m for n, m in linear.items() if n.rpartition(".")[2] in lora.targets and _layer(n) >= lora.first_layer}
     if missing := set(lora.targets) - {n.rpartition(".")[2] for n in found}:
-        have = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        have = sorted({n.rpartition(".")[2] for n in linear})
         raise ConfigError(f"the model has no linear module {sorted(missing)} in layer {lora.first_layer} or above; it has {have}")
     return found
 
@@ -110,5 +111,5 @@ def peft_name(module: str, which: str) -> str:
 
 
 def _layer(name: str) -> int:
-    numbers = [int(p) for p in name.split(".") if p.isdigit()]
-    return numbers[0] if numbers else 0
+    """The layer of a module; -1 for what is in none."""
+    return int(next((p for p in name.split(".") if p.isdigit()), -1))

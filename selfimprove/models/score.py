@@ -44,26 +44,29 @@ def score(
     frozen: Frozen, tile: Sequence[Score], bank: Bank | None, slots: Sequence[int], step_tokens: int, logit_rows: int
 ) -> tuple[list[Likelihood], int, int]:
     """The likelihoods, and the numbers of tokens and of logits that they are nominally worth: every text on its own."""
-    rows: dict[tuple[int, str, bool], _Row] = {}
+    rows: list[_Row] = []
+    last: dict[tuple[int, str, bool], _Row] = {}  # the row that a prompt's next continuation goes into
     nominal, targets = 0, 0
     for i, (r, slot) in enumerate(zip(tile, slots, strict=True)):
         if end := frozen.encode(r.continuation):  # nothing is certain to follow
             key = (slot, r.prompt, r.chat)
-            if key not in rows:
-                rows[key] = _Row(slot, frozen.encode_prompt(r.prompt, r.chat))
-            rows[key].ends.append((i, end))
-            nominal += len(rows[key].prompt) + len(end) - 1
+            row = last.get(key) or _Row(slot, frozen.encode_prompt(r.prompt, r.chat))
+            if key not in last or sum(len(e) for _, e in row.ends) + len(end) > step_tokens:  # a full pass: memory stays bounded
+                row = last[key] = _Row(slot, row.prompt)
+                rows.append(row)
+            row.ends.append((i, end))
+            nominal += len(row.prompt) + len(end) - 1
             targets += len(end)
     sums: dict[int, tuple[float, int]] = {}
     if rows:
         copies = bank.count if bank else 1
-        shared = common([r.prompt for r in rows.values()], copies)
+        shared = common([r.prompt for r in rows], copies)
         cache = None
         if shared:
             if bank:
                 bank.use(Ragged([shared] * copies, frozen.device))
-            cache = frozen.prefix(next(iter(rows.values())).prompt[:shared], copies)
-        for group in _passes(sorted(rows.values(), key=lambda r: r.length(shared)), shared, step_tokens):
+            cache = frozen.prefix(rows[0].prompt[:shared], copies)
+        for group in _passes(sorted(rows, key=lambda r: r.length(shared)), shared, step_tokens):
             sums.update(_pass(frozen, group, bank, shared, cache, logit_rows))
             if cache is not None:
                 cache.crop(-sum(r.length(shared) for r in group))  # back to the prefix
@@ -97,11 +100,7 @@ def _pass(
         at += length
     logprobs = torch.cat(
         [
-            log_softmax(frozen.logits(hidden[frozen.tensor(keep[part])]), dim=-1)
-            .gather(1, frozen.tensor(wanted[part])[:, None])
-            .squeeze(1)
-            .double()
-            .cpu()
+            _log_softmax(frozen.logits(hidden[frozen.tensor(keep[part])])).gather(1, frozen.tensor(wanted[part])[:, None]).squeeze(1).double().cpu()
             for part in (slice(begin, begin + logit_rows) for begin in range(0, len(keep), logit_rows))
         ]
     )

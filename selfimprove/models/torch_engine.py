@@ -88,6 +88,7 @@ class TorchEngine:
         self.logit_rows = logit_rows or (4_096 if large else 1_024)
         self.frozen = Frozen(model, self.dtype, self.device)
         self.split = Split(self.step_tokens, 2**62, 2**62)
+        self._lent = False
 
     @property
     def tokenizer(self) -> Any:
@@ -114,11 +115,10 @@ class TorchEngine:
         """Adopt the split of a run that was begun, or measure one. Raises: ConfigError, where the recorded one is not a split."""
         if recorded is None:
             self.split = self._measure()
+        elif set(recorded) != set(Split.__slots__) or not all(type(n) is int and n > 0 for n in recorded.values()):
+            raise ConfigError(f"split.json wants whole numbers for {', '.join(Split.__slots__)}; got {dict(recorded)!r}; start a new run")
         else:
-            try:
-                self.split = Split(**recorded)
-            except TypeError as e:
-                raise ConfigError(f"the recorded split wants {', '.join(Split.__slots__)}; got {dict(recorded)!r}; start a new run") from e
+            self.split = Split(**recorded)
         return dataclasses.asdict(self.split)
 
     def tiles(self, requests: Sequence[Generate | Score | Train], weights: Weights) -> list[list[int]]:
@@ -164,10 +164,10 @@ class TorchEngine:
     @torch.inference_mode(False)  # a generate tile may need an adapter that was pruned, and train it again
     @torch.enable_grad()
     def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
-        layered = weights.layered(tile[0].policy)
-        if layered.live is not None:
+        layers = [weights.layered(r.policy) for r in tile]
+        if any(x.live for x in layers):
             raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
-        self._merge(layered.merged, weights)
+        self._merge(layers[0].merged, weights)
         lora = tile[0].lora
         found: list[tuple[Adapter, int, float]]
         if lora.trainer == "trl":
@@ -184,11 +184,15 @@ class TorchEngine:
 
     @contextlib.contextmanager
     def open(self, policy: Part, weights: Weights) -> Iterator[Any]:
-        """The model with every adapter of the policy merged in; the next tile undoes it."""
+        """The model with every adapter of the policy merged in; the next tile undoes it. Nothing else is computed meanwhile."""
         layered = weights.layered(policy)
         self._merge((*layered.merged, *([layered.live] if layered.live else [])), weights)
-        with self.frozen.plain() as model:
-            yield model
+        self._lent = True
+        try:
+            with self.frozen.plain() as model:
+                yield model
+        finally:
+            self._lent = False
 
     # ---- adapters ----
 
@@ -207,6 +211,9 @@ class TorchEngine:
         return bank, slots
 
     def _merge(self, wanted: tuple[str, ...], weights: Weights) -> None:
+        """Make the weights those of a policy. Raises: ConfigError, while they are lent to whoever opened one."""
+        if self._lent:
+            raise ConfigError("a policy is open, and its weights are what this call would change; generate, score, train or open another afterwards")
         if wanted != self.frozen.merged:
             self.frozen.merge({name: (weights.adapter(name), weights.lora(name)) for name in wanted})
 
