@@ -8,6 +8,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -61,6 +62,7 @@ class TorchEngine:
         bank: the most adapters that train together.
         step_tokens: the most tokens in one forward and backward pass; 0 takes 2,048 on a processor and 16,384 on a GPU, or what fits.
         logit_rows: positions whose logits exist at one time; 0 takes 1,024 on a processor and 4,096 on a GPU.
+        adapter: a folder with a LoRA adapter in PEFT's format, which is merged into the model: the root is what comes of it.
     """
 
     name = "torch"
@@ -75,6 +77,7 @@ class TorchEngine:
         bank: int = 64,
         step_tokens: int = 0,
         logit_rows: int = 0,
+        adapter: Path | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
@@ -86,7 +89,7 @@ class TorchEngine:
         self.rows, self.bank = rows or (512 if large else 128), bank
         self.step_tokens = step_tokens or (16_384 if large else 2_048)
         self.logit_rows = logit_rows or (4_096 if large else 1_024)
-        self.frozen = Frozen(model, self.dtype, self.device)
+        self.frozen = Frozen(model, self.dtype, self.device, Path(adapter) if adapter else None)
         self.split = Split(self.step_tokens, 2**62, 2**62)
         self._lent = False
 

@@ -1,24 +1,64 @@
-"""Random tiny models on disk, and engines over them."""
+"""Random tiny models on disk, engines over them, and what plain transformers and PEFT make of the same policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfimprove.ledger import Ledger
-from selfimprove.models import Models
+from selfimprove.models import Document, Lora, Models, Train
 from selfimprove.models.torch_engine import TorchEngine
+from selfimprove.records import Part
 
 VOCABULARY = ["<unk>", "<eos>", *(f"w{i}" for i in range(46))]
 CHAT = "{% for m in messages %}w0 {{ m['content'] }} w1 {% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
 
 Build = Callable[..., Models]
+
+
+class Peer:
+    """A policy in plain transformers and PEFT, one text at a time."""
+
+    def __init__(self, model: Any, engine: TorchEngine) -> None:
+        self.model, self.engine = model.eval(), engine
+
+    def ids(self, prompt: str, tokens: int, chat: bool = False) -> list[int]:
+        """The tokens that `model.generate` writes greedily, the end-of-text token included."""
+        start = torch.tensor([self.engine.frozen.encode_prompt(prompt, chat)])
+        out = self.model.generate(input_ids=start, attention_mask=torch.ones_like(start), max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        return list(out[0, start.shape[1] :].tolist())
+
+    def text(self, prompt: str, tokens: int, chat: bool = False) -> str:
+        new = self.ids(prompt, tokens, chat)
+        return str(self.engine.tokenizer.decode(new[:-1] if new[-1] in self.engine.frozen.stop_ids else new))
+
+    @torch.no_grad()
+    def logprob(self, prompt: str, continuation: str, chat: bool = False) -> float:
+        """The log-likelihood of a continuation, in nats."""
+        start, end = self.engine.frozen.encode_prompt(prompt, chat), self.engine.frozen.encode(continuation)
+        ids = torch.tensor([start + end])
+        logs = self.model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        return float(logs[len(start) - 1 :].sum())
+
+
+def in_peft(model: Any, lora: Lora, adapter: Mapping[str, Tensor]) -> Any:
+    """The model with one adapter by PEFT, every weight of which is given."""
+    layers = list(range(lora.first_layer, model.config.num_hidden_layers)) if lora.first_layer else None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), layers_to_transform=layers)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    outcome = set_peft_model_state_dict(adapted, dict(adapter))
+    assert not outcome.unexpected_keys
+    assert not [k for k in outcome.missing_keys if "lora_" in k]
+    return adapted
 
 
 def save_tokenizer(folder: Path, **options: Any) -> None:
@@ -78,6 +118,55 @@ def build(engines: Callable[..., TorchEngine], tmp_path: Path) -> Build:
         return Models(engines(**options), tmp_path / name, Ledger())
 
     return layer
+
+
+@pytest.fixture(scope="session")
+def peer(tiny: Path) -> Callable[[Models, Part], Peer]:
+    """What plain transformers and PEFT make of a policy over the tiny model."""
+
+    def plain(layer: Models, policy: Part) -> Peer:
+        assert isinstance(layer.engine, TorchEngine)
+        model = AutoModelForCausalLM.from_pretrained(tiny, dtype=layer.engine.dtype)
+        content = layer.layered(policy)
+        for name in content.merged:
+            model = in_peft(model, layer.lora(name), layer.adapter(name)).merge_and_unload()
+        if content.live:
+            model = in_peft(model, layer.lora(content.live), layer.adapter(content.live))
+        return Peer(model, layer.engine)
+
+    return plain
+
+
+@dataclass(frozen=True)
+class School:
+    """A layer, the model and three adapters over it, and their peers."""
+
+    layer: Models
+    policies: tuple[Part, ...]
+    peers: tuple[Peer, ...]
+
+
+TAUGHT = ("w1 w2 w3 w4", "w3 w4 w5 w40 w41 w42", "w20 w21")
+PUPIL = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"), learning_rate=0.05, epochs=3)
+
+
+@pytest.fixture(scope="session")
+def school(
+    engines: Callable[..., TorchEngine], peer: Callable[[Models, Part], Peer], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., School]:
+    """A school over each engine, taught once."""
+    made: dict[Any, School] = {}
+
+    def find(**options: Any) -> School:
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            layer = Models(engines(**options), tmp_path_factory.mktemp("school"), Ledger())
+            taught = layer.train([Train(layer.root, (Document(t),), PUPIL, seed=i) for i, t in enumerate(TAUGHT)])
+            policies = (layer.root, *(t.policy for t in taught))
+            made[key] = School(layer, policies, tuple(peer(layer, p) for p in policies))
+        return made[key]
+
+    return find
 
 
 @pytest.fixture

@@ -708,16 +708,22 @@ class Serving:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
         self.process = subprocess.Popen([*command, *options], stdout=self._log, stderr=self._log, env=environment)
-        end = time.monotonic() + 120
-        while not self._ready():
-            assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.2)
+        try:
+            self._wait(time.monotonic() + 240)
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self._log.close()
+
+    def _wait(self, end: float) -> None:
+        while not self._ready():
+            assert self.process.poll() is None, "it ended before it was ready"
+            assert time.monotonic() < end, "it is not ready in time"
+            time.sleep(0.2)
 
     def _ready(self) -> bool:
         with socket.socket() as s:
