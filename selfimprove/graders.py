@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from selfimprove import identity
 from selfimprove.endpoint import CHAT, Endpoint, Send, read_reply, sendable
@@ -50,6 +50,33 @@ class Remembering(Protocol):
         """Keep every grade in `file` from now on, and know those that it holds."""
 
 
+@runtime_checkable
+class Equating(Protocol):
+    """A grader that can tell which answers are equal to one another without knowing which is right: what a vote needs."""
+
+    def classes(self, texts: Sequence[str]) -> list[int | None]:
+        """For each text the number of its class of equal answers; None for a text that holds no answer.
+
+        The numbers depend on which texts there are, not on their order or how often they occur.
+        """
+
+
+def equating(grader: Grader) -> Equating:
+    """The grader as one that can tell equal answers. Raises: ConfigError, where it cannot."""
+    if not isinstance(grader, Equating):
+        raise ConfigError(
+            f"the grader {grader.name} cannot tell which answers are equal to one another, and a vote needs that; choose grader=math, "
+            "grader=exact or grader=reasoning"
+        )
+    return grader
+
+
+def numbered(keys: Sequence[Any]) -> list[int | None]:
+    """Numbers for equal keys, in the order of the keys; None stays None."""
+    order = {key: i for i, key in enumerate(sorted({k for k in keys if k is not None}))}
+    return [None if k is None else order[k] for k in keys]
+
+
 # ---- graders that compare texts ----------------------------------------------------------------------
 
 
@@ -60,6 +87,10 @@ class Exact:
 
     def grade(self, answers: Sequence[Answer], ledger: Ledger) -> list[float]:
         return [_best(a, lambda gold, text: float(gold == text)) for a in answers]
+
+    def classes(self, texts: Sequence[str]) -> list[int | None]:
+        """Equal after SQuAD's normalisation; a blank text holds no answer."""
+        return numbered([tuple(normalised(t)) or None for t in texts])
 
 
 class Contains:

@@ -30,6 +30,8 @@ class Item:
     title: str
     context: str
     questions: tuple[Question, ...]
+    level: int = 0
+    """How difficult it is, where a task has several levels; 0 is the easiest. Curricula go by it."""
 
 
 @runtime_checkable

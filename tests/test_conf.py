@@ -20,6 +20,7 @@ GIVEN = {
     "grader=judge": ["grader.base_url=http://localhost/v1", "grader.model=m"],
     "guard=[budget]": ["guard.budget.labels=1"],
     "model=hf": ["model.name=a/b"],
+    "task=reasoning": ["task.family=gcd"],
     "task=squad": ["task.path=x.json"],
 }
 """What an option has to be told."""

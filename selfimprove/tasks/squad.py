@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 from selfimprove import identity
 from selfimprove.errors import ConfigError
 from selfimprove.task import SPLITS, Item, Question, Split
+from selfimprove.tasks.sources import check_size, counts_of, existing, file_bytes, hub_rows, mapping_of, show, text_of
 
 VERSION = 1
 """Raised whenever the same file and parameters give other splits."""
-LIMITS = {"title": 1_000, "context": 100_000, "question": 10_000, "answer": 10_000}
-"""Characters. Longer fields are not questions about a passage, and no model would read them whole."""
+SHAPE = "a SQuAD-shaped JSON file"
 
 
 @dataclass(slots=True)
@@ -59,15 +58,12 @@ class Squad:
             raise ConfigError(
                 f"task=squad reads one source; got task.path={path} and task.dataset={dataset}. Give task.path=FILE.json, or task.dataset=HUB_ID"
             )
-        self.path = Path(path).expanduser() if path is not None else None
-        if self.path is not None and not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise ConfigError(f"task.path={path} {what}; give a SQuAD-shaped JSON file, or task.dataset=HUB_ID")
+        self.path = existing(path, SHAPE) if path is not None else None
         self.source = str(path or dataset)
         self.dataset, self.config, self.rows = dataset, config, rows
         self.sizes: dict[Split, float] = {"train": train, "validation": validation, "test": test}
         for split, size in self.sizes.items():
-            _check_size(split, size)
+            check_size(split, size)
         self.seed = seed
         self._loaded: tuple[str, list[Passage]] | None = None
         self._splits: dict[Split, list[Passage]] | None = None
@@ -93,7 +89,7 @@ class Squad:
     def _split(self, split: Split) -> list[Passage]:
         if self._splits is None:
             _, passages = self._load()
-            counts = _counts(self.sizes, len(passages), self.source)
+            counts = counts_of(self.sizes, len(passages), self.source, "contexts")
             # The sealed contexts are cut off first: asking for more or fewer to train on never changes which they are.
             start = 0
             self._splits = {}
@@ -105,51 +101,11 @@ class Squad:
     def _load(self) -> tuple[str, list[Passage]]:
         """The digest of the source, and its passages in the order that the seed gives them."""
         if self._loaded is None:
-            content, entries = _read_file(self.path) if self.path is not None else self._read_dataset()
+            content, entries = _read_file(self.path) if self.path is not None else hub_rows(self.dataset, self.config, self.rows, SHAPE)
             passages = _gather(entries, self.source)
             passages.sort(key=lambda p: identity.digest("squad", self.seed, p.context))  # whatever their order in the file
             self._loaded = content, passages
         return self._loaded
-
-    def _read_dataset(self) -> tuple[str, Any]:
-        try:
-            import datasets  # an extra, and slow to import
-        except ImportError as error:
-            raise ConfigError(
-                "task.dataset needs the package `datasets`; install it with `pip install 'selfimprove[datasets]'`, or give task.path"
-            ) from error
-        import httpx
-
-        try:
-            rows = datasets.load_dataset(self.dataset, self.config, split=self.rows)
-        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ConfigError(
-                f"task.dataset={self.dataset} (task.config={self.config}, task.rows={self.rows}) cannot be loaded: {reason}; "
-                "correct the name, go online, or download a SQuAD-shaped JSON file and give task.path"
-            ) from error
-        entries = [dict(row) for row in rows]
-        return identity.digest(json.dumps(entries, sort_keys=True, default=str)), entries
-
-
-def _check_size(split: str, size: float) -> None:
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not math.isfinite(size) or size < 0:
-        raise ConfigError(f"task.{split}={size!r} is no size; give a count of contexts such as 24, or a fraction such as 0.6")
-    if isinstance(size, float) and size > 1:
-        raise ConfigError(f"task.{split}={size} is no fraction; give one from 0 to 1, or a whole number of contexts")
-
-
-def _counts(sizes: Mapping[Split, float], total: int, source: str) -> dict[Split, int]:
-    counts = {s: size if isinstance(size, int) else math.floor(size * total + 1e-9) for s, size in sizes.items()}
-    wanted = " + ".join(f"{counts[s]} for {s}" for s in SPLITS)
-    if sum(counts.values()) > total:
-        raise ConfigError(
-            f"{source} has {total} distinct contexts, but {wanted} are {sum(counts.values())}; lower task.train, task.validation or task.test"
-        )
-    for split, size in sizes.items():
-        if size > 0 and counts[split] == 0:
-            raise ConfigError(f"{source} has {total} distinct contexts, too few for task.{split}={size} of them; give a count, or a larger file")
-    return counts
 
 
 # ---- reading what may be anything --------------------------------------------------------------------
@@ -157,16 +113,13 @@ def _counts(sizes: Mapping[Split, float], total: int, source: str) -> dict[Split
 
 def _read_file(path: Path) -> tuple[str, Any]:
     """The digest of a file, and the entries in it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"task.path={path} cannot be read: {error.strerror or error}; mend its permissions, or give another file") from error
+    data = file_bytes(path)
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply for SQuAD's form; give a SQuAD-shaped JSON file") from error
+        raise ConfigError(f"{path}: nested too deeply for SQuAD's form; give {SHAPE}") from error
     except ValueError as error:  # not UTF-8, not JSON, or a number too long to read
-        raise ConfigError(f"{path}: not a JSON file in UTF-8 ({error}); give a SQuAD-shaped JSON file") from error
+        raise ConfigError(f"{path}: not a JSON file in UTF-8 ({error}); give {SHAPE}") from error
     return hashlib.sha256(data).hexdigest(), content
 
 
@@ -178,11 +131,11 @@ def _gather(content: Any, source: str) -> list[Passage]:
         known = entry.get("id")
         if isinstance(known, (str, int)):
             if str(known) in seen:
-                raise ConfigError(f"{where}.id: {_show(known)} is already the id of {seen[str(known)]}; give every question an id of its own")
+                raise ConfigError(f"{where}.id: {show(known)} is already the id of {seen[str(known)]}; give every question an id of its own")
             seen[str(known)] = where.removeprefix(f"{source}: ")
         if entry.get("is_impossible") is True:  # SQuAD 2.0: nothing to answer
             continue
-        question = _text(entry, "question", where)
+        question = text_of(entry, "question", where)
         passage = passages.setdefault(context, Passage(title, context, {}))
         passage.questions[question] = tuple(dict.fromkeys((*passage.questions.get(question, ()), *_answers(entry, where))))
     if not passages:
@@ -195,23 +148,23 @@ def _questions(content: Any, source: str) -> Iterator[tuple[str, str, str, Mappi
     if isinstance(content, Mapping):
         for i, article in enumerate(_list(content, "data", f"{source}: data")):
             place = f"{source}: data[{i}]"
-            title = _text(_mapping(article, place), "title", place, default="")
+            title = text_of(mapping_of(article, place), "title", place, default="")
             for j, paragraph in enumerate(_list(article, "paragraphs", f"{place}.paragraphs")):
                 at = f"{place}.paragraphs[{j}]"
-                context = _text(_mapping(paragraph, at), "context", at)
+                context = text_of(mapping_of(paragraph, at), "context", at)
                 for k, entry in enumerate(_list(paragraph, "qas", f"{at}.qas")):
-                    yield f"{at}.qas[{k}]", title, context, _mapping(entry, f"{at}.qas[{k}]")
+                    yield f"{at}.qas[{k}]", title, context, mapping_of(entry, f"{at}.qas[{k}]")
         return
     if not isinstance(content, list):
-        raise ConfigError(f"{source}: wanted a list of contexts or SQuAD's {{data: […]}}, got {_show(content)}")
+        raise ConfigError(f"{source}: wanted a list of contexts or SQuAD's {{data: […]}}, got {show(content)}")
     for i, entry in enumerate(content):
         at = f"{source}: [{i}]"
-        title, context = _text(_mapping(entry, at), "title", at, default=""), _text(entry, "context", at)
+        title, context = text_of(mapping_of(entry, at), "title", at, default=""), text_of(entry, "context", at)
         if "question" in entry:  # a row of the hub: one question each
             yield at, title, context, entry
             continue
         for k, question in enumerate(_list(entry, "questions", f"{at}.questions")):
-            yield f"{at}.questions[{k}]", title, context, _mapping(question, f"{at}.questions[{k}]")
+            yield f"{at}.questions[{k}]", title, context, mapping_of(question, f"{at}.questions[{k}]")
 
 
 def _answers(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -226,46 +179,14 @@ def _answers(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     answers = []
     for i, text in enumerate(texts):
         one: Mapping[str, Any] = {"answer": text.get("text") if isinstance(text, Mapping) else text}
-        answers.append(_text(one, "answer", where, shown=f"{key}[{i}]" if isinstance(found, list) else key))
+        answers.append(text_of(one, "answer", where, shown=f"{key}[{i}]" if isinstance(found, list) else key))
     return tuple(answers)
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: wanted an object with named fields, got {_show(value)}")
-    return value
 
 
 def _list(entry: Mapping[str, Any], key: str, place: str) -> list[Any]:
     value = entry.get(key)
     if not isinstance(value, list):
-        raise ConfigError(f"{place}: wanted a list, got {_show(value)}")
+        raise ConfigError(f"{place}: wanted a list, got {show(value)}")
     if not value:
         raise ConfigError(f"{place}: wanted at least one entry, got an empty list")
     return value
-
-
-def _text(entry: Mapping[str, Any], key: str, where: str, default: str | None = None, shown: str = "") -> str:
-    """A field that holds a text, stripped; `default` stands for a missing or empty one."""
-    value = entry.get(key)
-    place = f"{where}.{shown or key}"
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise ConfigError(f"{place}: wanted a text, got {_show(value)}")
-    if len(value) > LIMITS[key]:
-        raise ConfigError(f"{place}: wanted at most {LIMITS[key]} characters, got {len(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{place}: not a valid text ({error.reason} at character {error.start})") from error
-    if not value.strip() and default is None:
-        raise ConfigError(f"{place}: wanted a text, got an empty one")
-    return value.strip()
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:60] + '…'} ({type(value).__name__})"
