@@ -147,7 +147,7 @@ def test_weights_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:
     refused(tiny, tmp_path, "NaN")
 
 
-@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("changes", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
 def test_a_head_that_is_the_embeddings_too(tmp_path: Path, small: dict[str, Any], tokenizer: Callable[..., None], changes: dict[str, Any]) -> None:
     """Merging into it would change what the model reads."""
