@@ -761,7 +761,7 @@ def test_a_real_server_is_killed_in_a_run_and_comes_back(shell: Shell, tmp_path:
 
         def kill() -> None:
             while len(list(tmp_path.glob("run/tiles/*/*.json"))) < 3:
-                time.sleep(0.05)
+                time.sleep(0.2)
             server.kill()
 
         killer = threading.Thread(target=kill)
