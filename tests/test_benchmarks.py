@@ -144,3 +144,35 @@ def test_growth_draws_what_it_measured(inner_loop: ModuleType, tiny: str, tmp_pa
     growth.plot(rows, tmp_path / "growth.svg")
     assert "adapters that train together" in (tmp_path / "growth.svg").read_text()
     assert growth.table(rows, "a test").count("| 3 |") == len(rows)
+
+
+@pytest.mark.parametrize("part", ["attention", "optimizer", "loss"])
+def test_every_alternative_does_the_same_work(inner_loop: ModuleType, tiny: str, part: str) -> None:
+    alternatives = importlib.import_module("alternatives")
+    bench = alternatives.Bench(tiny, "cpu", 1)
+    for work in alternatives.PARTS[part](bench):
+        rows = alternatives.compare(work, bench.device, 1)
+        assert next(iter(rows)).startswith("engine: ")
+        assert next(iter(rows.values()))["ratio"] == 1
+        for name, row in rows.items():
+            assert "reason" not in row, name
+            assert row["seconds"] > 0
+            tolerance = 1e-5 if "float32" in work.kind or part != "attention" else 0.05
+            assert row.get("difference", 0.0) < tolerance, name
+            assert row.get("same_text", 1.0) == 1, name
+    assert not bench.frozen.model._forward_hooks
+    assert not [n for n, _ in bench.peers.model.named_modules() if "lora" in n]
+
+
+def test_an_alternative_that_cannot_run_says_why(inner_loop: ModuleType) -> None:
+    alternatives = importlib.import_module("alternatives")
+
+    def lacking() -> None:
+        raise NotImplementedError("no kernel\nat 0x1")
+
+    work = alternatives.Work("work", "once", {"engine: ones": lambda: torch.ones(2), "theirs": lacking, "close": lambda: torch.tensor([1.0, 1.5])})
+    rows = alternatives.compare(work, torch.device("cpu"), 2)
+    assert rows["theirs"] == {"reason": "NotImplementedError: no kernel"}
+    assert rows["close"]["difference"] == 0.5
+    assert len(rows["close"]["runs"]) == 2
+    assert "theirs: NotImplementedError: no kernel" in list(alternatives.table(work, rows))

@@ -149,7 +149,7 @@ class _Part:
         q, k, v = (self._rows(x, size) for x in (query, key, value))
         if early is not None:
             k, v = (torch.cat([self._copies(x), own], dim=2) for x, own in zip(early, (k, v), strict=True))
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose kernel is far slower than float32's there (decision 0009)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose kernel is far slower than float32's there (decision 0010)
             q, k, v = q.float(), k.float(), v.float()
         out = scaled_dot_product_attention(q, k, v, self.seen, is_causal=self.causal, scale=scaling, enable_gqa=heads != k.shape[1])
         return self.ragged.flat(out.transpose(1, 2)).to(query.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from selfimprove.models.layer import Layered
 from selfimprove.models.optimizer import BankAdamW
 from selfimprove.models.packing import Ragged
 from selfimprove.models.torch_engine import TorchEngine
-from selfimprove.models.train import Encoded, backward, plan
+from selfimprove.models.train import Encoded, backward, cache_below, head_gradient, plan
 
 Engines = Callable[..., TorchEngine]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -51,16 +52,12 @@ def documents(seed: int, count: int, longest: int = 12) -> tuple[Document, ...]:
     return tuple(found)
 
 
-def reference(engine: TorchEngine, tiny: Any, lora: Lora, seed: int) -> Any:
-    """The same model with the same fresh adapter, by PEFT."""
+def reference(engine: TorchEngine, tiny: Any, lora: Lora) -> Any:
+    """The same model with an adapter, by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=engine.dtype)
     layers = list(range(lora.first_layer, model.config.num_hidden_layers))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), layers_to_transform=layers, lora_dropout=0.0)
-    model = get_peft_model(model, config, autocast_adapter_dtype=False)
-    bank = Bank(engine.frozen.model, lora, 1)
-    bank.initialise([seed])
-    load(model, bank.unload()[0])
-    return model
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def load(model: Any, adapter: dict[str, Tensor]) -> None:
@@ -83,16 +80,24 @@ def padded_loss(model: Any, batch: Sequence[Encoded]) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
 
-def alone(engine: TorchEngine, tiny: Any, request: Train) -> dict[str, Tensor]:
-    """The adapter that PEFT and torch's AdamW train from the same start, on the same documents in the same order."""
+def alone(engine: TorchEngine, model: Any, request: Train) -> tuple[dict[str, Tensor], float]:
+    """The adapter that PEFT and torch's AdamW train from the same start, on the same documents in the same order, and its last loss."""
     lora = request.lora
-    model = reference(engine, tiny, lora, request.seed)
+    bank = Bank(engine.frozen.model, lora, 1)
+    bank.initialise([request.seed])
+    load(model, bank.unload()[0])
     encoded = [Encoded(*engine.frozen.encode_document(d)) for d in request.documents]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=lora.weight_decay)
     steps = plan(len(encoded), lora, request.seed)
+    last = len(steps) - len(steps) // lora.epochs
+    total, targets = 0.0, 0
     for step, batch in enumerate(steps):
-        padded_loss(model, [encoded[i] for i in batch]).backward()
+        loss = padded_loss(model, [encoded[i] for i in batch])
+        loss.backward()
+        if step >= last:
+            count = sum(len(encoded[i].ids) - max(1, encoded[i].start) for i in batch)
+            total, targets = total + loss.item() * count, targets + count
         if lora.max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, lora.max_norm)
         rise = min(1.0, step / lora.warmup) if lora.warmup else 1.0
@@ -100,7 +105,7 @@ def alone(engine: TorchEngine, tiny: Any, request: Train) -> dict[str, Tensor]:
         optimizer.param_groups[0]["lr"] = lora.learning_rate * min(rise, fall)
         optimizer.step()
         optimizer.zero_grad()
-    return {k.replace(".default", ""): p.detach() for k, p in model.named_parameters() if "lora_" in k}
+    return {k.replace(".default", ""): p.detach() for k, p in model.named_parameters() if "lora_" in k}, total / targets
 
 
 def settings(**changes: Any) -> Lora:
@@ -114,11 +119,23 @@ def in_a_bank(engine: TorchEngine, requests: Sequence[Train]) -> list[dict[str, 
 # ---- gradients ----
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ALL, ("down_proj",)])
-def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any, count: int, targets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [
+        (1, {}),
+        (2, {"targets": ("q_proj", "v_proj")}),
+        (7, {}),
+        (7, {"targets": ("down_proj",), "rank": 1, "alpha": 3}),
+        (3, {"rank": 40}),  # more than a module has inputs
+        (2, {"first_layer": 1, "targets": ("k_proj", "o_proj", "up_proj")}),
+        (64, {"rank": 2, "targets": ("q_proj", "gate_proj"), "first_layer": 2}),
+    ],
+    ids=str,
+)
+def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any, count: int, changes: dict[str, Any]) -> None:
+    """Batches of one to three documents of up to 50 tokens."""
     engine = engines()
-    lora = settings(targets=targets)
+    lora = settings(**changes)
     engine.frozen.merge({})  # another test may have left something merged
     bank = Bank(engine.frozen.model, lora, count)
     bank.initialise(range(count))
@@ -126,12 +143,13 @@ def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any
     for stack in bank.b.values():
         stack.copy_(torch.randn(stack.shape, generator=chance) * 0.1)  # zero B would leave A without a gradient
     BankAdamW(bank.parameters(), lora, [1] * count)
-    batches = [[Encoded(*engine.frozen.encode_document(d)) for d in documents(k, 1 + k % 3)] for k in range(count)]
+    batches = [[Encoded(*engine.frozen.encode_document(d)) for d in documents(k, 1 + k % 3, longest=50)] for k in range(count)]
     with bank.attached():
         sums, counts = backward(engine.frozen, bank, list(enumerate(batches)), engine.logit_rows)
-    for k, batch in enumerate(batches):
-        model = reference(engine, tiny, lora, k)
-        load(model, bank.unload()[k])
+    model = reference(engine, tiny, lora)
+    for (k, batch), adapter in zip(enumerate(batches), bank.unload(), strict=True):
+        load(model, adapter)
+        model.zero_grad()
         loss = padded_loss(model, batch)
         loss.backward()
         assert float(sums[k]) / counts[k] == pytest.approx(loss.item(), rel=1e-5)
@@ -178,23 +196,25 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("exact")
 def test_weights_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any, changes: dict[str, Any]) -> None:
     """Adapters with 5, 2 and 7 documents, so that some end early."""
-    engine = engines(dtype="float64")
-    lora = settings(**changes)
-    requests = [Train(engine.root, documents(10 + k, n), lora, seed=k) for k, n in enumerate((5, 2, 7))]
-    for request, ours in zip(requests, in_a_bank(engine, requests), strict=True):
-        theirs = alone(engine, tiny, request)
-        assert ours.keys() == theirs.keys()
-        for name, weight in theirs.items():
-            assert torch.allclose(ours[name], weight, rtol=0, atol=1e-8), name
+    compare(engines(dtype="float64"), tiny, settings(**changes), (5, 2, 7))
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("exact")
-def test_weights_after_fifty_steps(engines: Engines, tiny: Any) -> None:
-    engine = engines(dtype="float64")
-    lora = settings(epochs=10, learning_rate=1e-3)
-    requests = [Train(engine.root, documents(k, 5), lora, seed=k) for k in range(2)]
-    for request, ours in zip(requests, in_a_bank(engine, requests), strict=True):
-        for name, weight in alone(engine, tiny, request).items():
+def test_weights_after_fifty_steps(engines: Engines, tiny: Any, count: int) -> None:
+    lora = settings(epochs=10, learning_rate=1e-3, rank=2, targets=("q_proj", "v_proj", "down_proj"))
+    compare(engines(dtype="float64"), tiny, lora, [5 - k % 3 for k in range(count)])
+
+
+def compare(engine: TorchEngine, tiny: Any, lora: Lora, sizes: Sequence[int]) -> None:
+    """Weights to 1e-8 and losses to 1e-6 of adapters with so many documents, together and each alone."""
+    requests = [Train(engine.root, documents(10 + k, n, longest=30), lora, seed=k) for k, n in enumerate(sizes)]
+    model = reference(engine, tiny, lora)
+    for request, (ours, _, loss) in zip(requests, engine.train(requests, Bare())[0], strict=True):  # type: ignore[arg-type]
+        theirs, expected = alone(engine, model, request)
+        assert ours.keys() == theirs.keys()
+        assert loss == pytest.approx(expected, rel=1e-6)
+        for name, weight in theirs.items():
             assert torch.allclose(ours[name], weight, rtol=0, atol=1e-8), name
 
 
@@ -214,7 +234,7 @@ def test_an_adapter_does_not_depend_on_its_neighbours(engines: Engines, count: i
 def test_hidden_states_computed_once_change_nothing(engines: Engines, monkeypatch: pytest.MonkeyPatch, first_layer: int) -> None:
     engine = engines(dtype="float64")
     assert engine.frozen.splits, "the tiny Llama can be run in two pieces"
-    requests = [Train(engine.root, documents(k, 3), settings(first_layer=first_layer), seed=k) for k in range(2)]
+    requests = [Train(engine.root, documents(k % 2, 3), settings(first_layer=first_layer), seed=k) for k in range(3)]
     once = in_a_bank(engine, requests)
     monkeypatch.setitem(engine.frozen.__dict__, "splits", False)
     again = in_a_bank(engine, requests)
@@ -222,6 +242,39 @@ def test_hidden_states_computed_once_change_nothing(engines: Engines, monkeypatc
         assert all(f".layers.{i}." not in name for name in one for i in range(first_layer))
         for name, weight in two.items():
             assert torch.allclose(one[name], weight, rtol=0, atol=1e-9), name
+
+
+@pytest.mark.parametrize("step_tokens", [1, 30, 1000])
+def test_hidden_states_are_kept_once_for_every_text(engines: Engines, step_tokens: int) -> None:
+    """However many adapters have it, as a document or with another beginning of the loss."""
+    frozen = engines(dtype="float64").frozen
+    frozen.merge({})
+    lengths = [5, 1, 40, 5, 23]
+    found = [Encoded([2 + (7 * i + j) % 40 for j in range(n)], start) for start in (0, 1) for i, n in enumerate(lengths)]
+    cache_below(frozen, found, 1, step_tokens)
+    for one, two in zip(found[: len(lengths)], found[len(lengths) :], strict=True):
+        assert one.below is two.below
+        with torch.no_grad(), frozen.layers(0, 1):
+            assert one.below is not None
+            assert torch.allclose(one.below, frozen.packed([one.ids]), atol=1e-12)
+    assert len({id(d.below) for d in found}) == len(lengths)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("logit_rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 30.0])
+def test_the_heads_gradient_is_that_of_the_cross_entropy(engines: Engines, dtype: str, precision: float, logit_rows: int, sharpness: float) -> None:
+    frozen = engines(dtype=dtype).frozen
+    chance = torch.Generator().manual_seed(3)
+    hidden = (sharpness * torch.randn(7, frozen.head.shape[1], generator=chance)).to(frozen.dtype).requires_grad_()
+    targets = torch.randint(0, len(frozen.head), (7,), generator=chance)
+    weight = torch.rand(7, generator=chance, dtype=torch.float64)
+    losses, grad = head_gradient(hidden.detach(), frozen, targets, weight, logit_rows)
+    expected = torch.nn.functional.cross_entropy(frozen.logits(hidden), targets, reduction="none")
+    (expected * weight).sum().backward()
+    assert hidden.grad is not None
+    assert (grad - hidden.grad).norm() <= precision * hidden.grad.norm()
+    assert torch.allclose(losses, expected.clamp(max=-math.log(1e-30)), rtol=precision, atol=precision), "a loss is at most that of 1e-30"
 
 
 def test_the_same_tile_gives_the_same_bits(engines: Engines) -> None:
@@ -300,7 +353,8 @@ def test_every_epoch_takes_every_document_once(count: int, batch: int, epochs: i
 
 # ---- layout ----
 
-LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+LENGTHS = st.lists(st.integers(1, 9) | st.sampled_from((17, 26, 60)), min_size=1, max_size=6)
+"""Some much longer than others, so that they are not padded together."""
 
 
 @given(LENGTHS, st.integers(0, 2**32 - 1))
@@ -309,6 +363,19 @@ def test_padding_and_back_is_the_identity(lengths: list[int], seed: int) -> None
     tokens = torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert torch.equal(ragged.flat(ragged.pad(tokens)), tokens)
     assert ragged.positions.tolist() == [i for n in lengths for i in range(n)]
+
+
+@given(LENGTHS, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_rows_of_owners_hold_what_they_own(lengths: list[int], count: int, chance: Any) -> None:
+    owners = [chance.randrange(count) for _ in lengths]
+    ragged = Ragged.by_owner(owners, lengths, count)
+    tokens = torch.arange(sum(lengths), dtype=torch.float64)[:, None]
+    rows = ragged.pad(tokens)
+    pieces = torch.split(tokens, lengths)
+    for k in range(count):
+        owned = [p for p, owner in zip(pieces, owners, strict=True) if owner == k]
+        assert rows[k][ragged.mask[k]].flatten().tolist() == [x for p in owned for x in p.flatten().tolist()]
+    assert torch.equal(ragged.flat(rows), tokens)
 
 
 @given(LENGTHS)
