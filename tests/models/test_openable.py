@@ -25,6 +25,7 @@ LORA = Lora(rank=2, alpha=4, targets=("q_proj", "v_proj"), learning_rate=0.05, e
     [
         ("Llama", {}),
         ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 16}),
+        ("Qwen3", {"head_dim": 8, "sliding_window": 4, "use_sliding_window": False}),
         ("Qwen3", {"head_dim": 8}),
         ("Mistral", {"sliding_window": None}),
         ("SmolLM3", {}),
@@ -57,14 +58,28 @@ def test_models_of_llamas_build_say_what_transformers_says(
                 assert text == layer.engine.tokenizer.decode(new)
 
 
-@pytest.mark.parametrize("kind", ["GPTNeoX", "Granite", "Gemma2"])
-def test_a_model_of_another_build_is_refused_when_it_is_opened(tmp_path: Path, small: dict[str, Any], tokenizer: Save, kind: str) -> None:
-    """Other names, or logits that are scaled after the head: refused, and not computed wrongly."""
-    more = {"Granite": {"logits_scaling": 4.0}, "Gemma2": {"head_dim": 8}}.get(kind, {})
-    config = getattr(transformers, f"{kind}Config")(**small | more)
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("GPTNeoX", {}, "its layers, final norm or head are elsewhere"),
+        ("Granite", {"logits_scaling": 4.0}, "its logits_scaling is set"),
+        ("Cohere", {"logit_scale": 0.1}, "its logit_scale is set"),
+        ("Gemma2", {"head_dim": 8}, "its final_logit_softcapping is set"),
+        ("Gemma2", {"head_dim": 8, "final_logit_softcapping": None}, "its attn_logit_softcapping is set"),
+        ("Gemma2", {"head_dim": 8, "final_logit_softcapping": None, "attn_logit_softcapping": None}, "its attention slides a window"),
+        ("Mistral", {"sliding_window": 4}, "its attention slides a window"),
+        ("Mistral", {}, "its attention slides a window"),
+        ("Qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}, "its attention slides a window"),
+    ],
+)
+def test_a_model_of_another_build_is_refused_when_it_is_opened(
+    tmp_path: Path, small: dict[str, Any], tokenizer: Save, kind: str, changes: dict[str, Any], reason: str
+) -> None:
+    """Other names, logits that are scaled after the head, windows: refused, and not computed wrongly."""
+    config = getattr(transformers, f"{kind}Config")(**small | changes)
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
     tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match="is not built as Llama is"):
+    with pytest.raises(ConfigError, match=rf"{kind}ForCausalLM\) is not built as Llama is \({reason}\), .*choose another"):
         TorchEngine(str(tmp_path), dtype="float32")
 
 
