@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -104,6 +104,24 @@ def test_the_root_is_the_base_model(layer: Models, base: Path, tmp_path: Path) -
 def test_an_adapter_merged_alone_exports_as_an_adapter(layer: Models, tmp_path: Path) -> None:
     export(layer, Candidate.root(policy=trained(layer, layer.root, merge=True)), tmp_path / "out", merged=False)
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("engine", ["adapter: ADAPTER", "trainer: {adapter: ADAPTER}"], ids=["torch", "openai_lora"])
+def test_what_stands_on_an_adapter_exports_as_weights(layer: Models, base: Path, tmp_path: Path, engine: str) -> None:
+    """An adapter of its own would be loaded onto the base model, without the one below."""
+    torch.manual_seed(0)
+    start = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    start.save_pretrained(tmp_path / "adapter")
+    recorded = layer.folder / "config.yaml"
+    recorded.write_text(f"{recorded.read_text()}engine: {{{engine.replace('ADAPTER', str(tmp_path / 'adapter'))}}}\n")
+    on_it = Models(TorchEngine(str(base), dtype="float32", adapter=tmp_path / "adapter"), layer.folder, Ledger())
+    candidate = Candidate.root(policy=trained(on_it, on_it.root))
+    with pytest.raises(ConfigError, match="stands on the adapter .*; export it as merged weights"):
+        export(on_it, candidate, tmp_path / "out", merged=False)
+    export(on_it, candidate, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert logprob(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == pytest.approx(claimed(on_it, candidate.parts["policy"]), abs=1e-4)
+    assert f"| adapter that the run began with | {tmp_path / 'adapter'} |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_card_says_what_made_it(layer: Models, base: Path, tmp_path: Path) -> None:
