@@ -56,6 +56,7 @@ class Bench:
         self.engine = TorchEngine(model, device=device, threads=threads)
         self.frozen, self.device, self.dtype = self.engine.frozen, self.engine.device, self.engine.dtype
         self.peers = Peers(model, self.dtype, self.device, self.engine.root.digest)
+        self.peers.tokenizer.pad_token = self.peers.tokenizer.eos_token  # where it has none, batches cannot be padded
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, dtype or self.dtype)

@@ -32,7 +32,7 @@ class Bank:
         self.b = {n: torch.zeros(count, m.out_features, lora.rank, **options) for n, m in self.modules.items()}
         self._layout: Ragged | None = None
         self._rows: slice = slice(0, count)
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def initialise(self, seeds: Sequence[int]) -> None:
         """PEFT's initial weights, from one seed per adapter: A uniform (Kaiming, a = √5), B zero."""
@@ -81,16 +81,42 @@ class Bank:
             assert self._layout is not None
             x = args[0]
             if self._last is None or self._last[0] is not x:  # q, k and v (gate and up) read the same tensor
-                self._last = (x, self._layout.pad(x.reshape(-1, x.shape[-1])))
-            rows = self._last[1]
-            a, b = self.a[name], self.b[name]
-            if self._rows != slice(0, self.count):
-                a, b = a[self._rows], b[self._rows]
-            low = torch.bmm(rows, a.to(rows.dtype).transpose(1, 2))  # (K, L, rank)
-            high = torch.bmm(low * self.scale, b.to(rows.dtype).transpose(1, 2))  # (K, L, out)
-            return output.add_(self._layout.flat(high).view(output.shape))  # nothing else needs the module's own output
+                with torch.no_grad():
+                    self._last = (x, self._layout.pad(x.reshape(-1, x.shape[-1])), self._layout.mask[..., None].to(x.dtype) * self.scale)
+            added: Tensor = _Adapted.apply(output, x, self.a[name], self.b[name], self._last[1], self._last[2], self._layout, self._rows)  # type: ignore[no-untyped-call]
+            return added
 
         return add
+
+
+class _Adapted(torch.autograd.Function):
+    """A module's output plus that of every token's own adapter, in place: nothing else needs the module's own output.
+
+    Written out because gradients of adapters are the largest tensors here after logits: they go from the model's type straight
+    into ``a.grad`` and ``b.grad``, whose earlier content they replace, without a copy in between. `weight` is the adapters' scale,
+    and 0 at padding. (K, L, 1)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, padded: Tensor, weight: Tensor, layout: Ragged, rows: slice) -> Tensor:
+        low_a, low_b = a[rows].to(padded.dtype), b[rows].to(padded.dtype)
+        low = torch.bmm(padded, low_a.transpose(1, 2)).mul_(weight)  # (K, L, rank)
+        high = torch.bmm(low, low_b.transpose(1, 2))  # (K, L, out)
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(padded, weight, low, low_a, low_b)
+        ctx.a, ctx.b, ctx.layout, ctx.rows, ctx.shape = a, b, layout, rows, x.shape
+        return output.add_(layout.flat(high).view(output.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        padded, weight, low, low_a, low_b = ctx.saved_tensors
+        layout: Ragged = ctx.layout
+        high = layout.pad(grads[0].reshape(-1, grads[0].shape[-1]))  # (K, L, out)
+        back = torch.bmm(high, low_b).mul_(weight)  # (K, L, rank)
+        ctx.b.grad[ctx.rows] = torch.bmm(high.transpose(1, 2), low)
+        ctx.a.grad[ctx.rows] = torch.bmm(back.transpose(1, 2), padded)
+        x = layout.flat(torch.bmm(back, low_a)).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        return grads[0], x, *[None] * 6
 
 
 def target_modules(model: nn.Module, lora: Lora) -> dict[str, nn.Linear]:

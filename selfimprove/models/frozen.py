@@ -19,6 +19,7 @@ from selfimprove.models import hub
 from selfimprove.models.api import Document, Lora
 from selfimprove.models.bank import peft_name, target_modules
 from selfimprove.models.packing import ATTENTION, Attend, Packed
+from selfimprove.models.products import lay_out
 
 
 class Frozen:
@@ -58,6 +59,8 @@ class Frozen:
         self.body_flops = 2 * (sum(p.numel() for p in self.model.parameters()) - embedding.numel())
         self._merged: tuple[str, ...] = ()
         self._originals: dict[str, Tensor] = {}
+        self._laid = lay_out(m for m in self.model.modules() if isinstance(m, torch.nn.Linear))
+        self._use_laid(True)
 
     # ---- tokens ----
 
@@ -110,6 +113,9 @@ class Frozen:
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """(N, d) -> (N, V); `out` is memory to write them to."""
+        if out is None:
+            logits: Tensor = self.model.lm_head(hidden)
+            return logits
         logits = torch.mm(hidden, self.head.T, out=out)
         if (bias := self.model.lm_head.bias) is not None:
             logits += bias
@@ -161,6 +167,9 @@ class Frozen:
                     a, b = (weights[peft_name(name, w)].to(self.device) for w in "AB")
                     module.weight += (b @ a * (lora.alpha / lora.rank)).to(module.weight.dtype)
         self._merged = tuple(wanted)
+        for name in self._originals:
+            if laid := self._laid.get(self.model.get_submodule(name)):
+                laid.forget()
 
     @property
     def merged(self) -> tuple[str, ...]:
@@ -169,12 +178,21 @@ class Frozen:
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[Any]:
-        """The model with transformers' own attention, which knows padding masks."""
+        """The model with transformers' own attention, which knows padding masks, and its own products."""
         self.model.set_attn_implementation("sdpa")
+        self._use_laid(False)
         try:
             yield self.model
         finally:
             self.model.set_attn_implementation(ATTENTION)
+            self._use_laid(True)
+
+    def _use_laid(self, use: bool) -> None:
+        for module, laid in self._laid.items():
+            if use:
+                module.__dict__["forward"] = laid  # found before the class's own
+            else:
+                del module.__dict__["forward"]
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:

@@ -42,7 +42,7 @@ class BankAdamW:
         self.optimizer = torch.optim.AdamW(self.rows, lr=0.0, weight_decay=lora.weight_decay, fused=True)
 
     def step(self, active: Sequence[int], step: int) -> None:
-        """One step of the adapters in `active`, then zero gradients. `step` counts from 0."""
+        """One step of the adapters in `active`, whose gradients the next backward pass replaces. `step` counts from 0."""
         chosen = slice(active[0], active[-1] + 1)  # a slice is no copy; whoever is not active in it has no gradient
         if self.lora.max_norm:
             grad = self.grad[chosen]
@@ -56,7 +56,6 @@ class BankAdamW:
         shared = {n: v for n, v in self.optimizer.param_groups[0].items() if n not in ("params", "lr")}
         self.optimizer.param_groups = [{**shared, "params": rows, "lr": rate} for rate, rows in rates.items()]  # a kernel per rate
         self.optimizer.step()
-        self.grad[chosen].zero_()
 
     def _rate(self, k: int, step: int) -> float:
         rate = self.lora.learning_rate

@@ -6,6 +6,7 @@ padded rows; both are gathers, and cheap next to the linear modules.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "selfimprove_packed"
+PRODUCTS = 2**26
+"""The most scores that exist at one time."""
 
 
 class Ragged:
@@ -142,17 +145,25 @@ class _Part:
             own = own & ((number[:, None] == 0) | (number[:, None] == number[:, :, None]))[:, None]
         seen = np.concatenate([np.ones((*own.shape[:-1], packed.prefix), dtype=bool), own], axis=-1)
         self.causal = branches is None and not packed.prefix
-        self.seen = None if self.causal else torch.from_numpy(seen).to(packed.device)  # (L, S + L), or (R, 1, L, S + L) for trees
+        self.seen = torch.from_numpy(seen).to(packed.device)  # (L, S + L), or (R, 1, L, S + L) for trees
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int, size: int, early: Sequence[Tensor] | None, scaling: float) -> Tensor:
         """(T, H·D), (T, G·D) twice, (K, G, S, D) twice -> (T, H·D)"""
         q, k, v = (self._rows(x, size) for x in (query, key, value))
         if early is not None:
             k, v = (torch.cat([self._copies(x), own], dim=2) for x, own in zip(early, (k, v), strict=True))
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose kernel is far slower than float32's there (decision 0010)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # whose fused kernel is slower than anything else there (decision 0010)
+            if heads * self.seen.shape[-1] * q.shape[2] * len(q) <= PRODUCTS:
+                return self.ragged.flat(by_products(q * scaling, k, v, self.hidden).transpose(1, 2))
             q, k, v = q.float(), k.float(), v.float()
-        out = scaled_dot_product_attention(q, k, v, self.seen, is_causal=self.causal, scale=scaling, enable_gqa=heads != k.shape[1])
+        seen = None if self.causal else self.seen
+        out = scaled_dot_product_attention(q, k, v, seen, is_causal=self.causal, scale=scaling, enable_gqa=heads != k.shape[1])
         return self.ragged.flat(out.transpose(1, 2)).to(query.dtype)
+
+    @functools.cached_property
+    def hidden(self) -> Tensor:
+        """What is added to scores: -∞ where a token does not see another. (L, S + L), or (R, 1, L, S + L) for trees"""
+        return torch.zeros(self.seen.shape, dtype=torch.bfloat16, device=self.seen.device).masked_fill_(~self.seen, -torch.inf)
 
     def _rows(self, x: Tensor, size: int) -> Tensor:
         """(T, H·D) -> (R, H, L, D)"""
@@ -161,6 +172,17 @@ class _Part:
     def _copies(self, x: Tensor) -> Tensor:
         """(K, G, S, D) -> (R, G, S, D)"""
         return x.expand(self.ragged.rows, -1, -1, -1) if self.owners is None else x[self.owners]
+
+
+def by_products(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
+    """Attention with all scores at once; query heads that share keys are one product. (R, H, L, D), (R, G, S, D) twice -> (R, H, L, D)"""
+    rows, heads, length, size = query.shape
+    groups = key.shape[1]
+    q = query.reshape(rows * groups, -1, size)
+    k, v = (x.reshape(rows * groups, -1, size) for x in (key, value))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(rows, heads, length, -1)
+    weights = (scores + hidden).softmax(dim=-1)  # summed in float32 whatever the type
+    return torch.bmm(weights.view(*q.shape[:2], -1), v).view(query.shape)
 
 
 def _flat(x: Tensor, begin: int) -> Tensor:
@@ -198,6 +220,8 @@ class Decoding:
         rows, heads, _, size = query.shape
         groups = key.shape[1]
         if self.prefix is None or self.layout is None:
+            if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+                return by_products(query * scaling, key, value, self.hidden).transpose(1, 2)
             return scaled_dot_product_attention(query, key, value, self.seen, scale=scaling, enable_gqa=heads != groups).transpose(1, 2)
         q = (query * scaling).view(rows, groups, heads // groups, size)
         k, v = (x.reshape(rows * groups, -1, size) for x in (key, value))
@@ -211,6 +235,10 @@ class Decoding:
         out = torch.bmm(late.reshape(rows * groups, -1, late.shape[-1]), v).view(rows, groups, -1, size)
         out = out + self._rows(torch.bmm(self._owned(early), before_v), rows, groups)
         return out.reshape(rows, 1, heads, size)
+
+    @functools.cached_property
+    def hidden(self) -> Tensor:
+        return torch.zeros(self.seen.shape, dtype=torch.bfloat16, device=self.seen.device).masked_fill_(~self.seen, -torch.inf)
 
     def _owned(self, x: Tensor) -> Tensor:
         """(N, G, H/G, d) -> (K·G, L·H/G, d)"""

@@ -27,6 +27,9 @@ class Encoded:
     """Hidden states below the lowest adapter, where they are kept. (len(ids), d)"""
 
 
+SOFTMAX_ROWS = 32
+"""Rows of logits that become their gradient at a time, while a processor's cache holds them."""
+
 Batch = tuple[int, list[Encoded]]
 """The slot of an adapter, and the documents that it takes a step on."""
 
@@ -62,7 +65,7 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
 
 
 def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[Tensor, list[int]]:
-    """Adds the gradients of each adapter's mean loss; returns sums of losses (on the device, unwaited for) and numbers of targets."""
+    """Makes the gradients those of each adapter's mean loss; returns sums of losses (on the device, unwaited for) and numbers of targets."""
     first = group[0][0]
     owned = sorted(((k - first, d) for k, batch in group for d in batch), key=lambda x: len(x[1].ids))
     owners, rows = [g for g, _ in owned], [d for _, d in owned]
@@ -80,6 +83,9 @@ def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int
         owner += [g] * (len(d.ids) - begin)
         at += len(d.ids)
     if not targets:  # every text is empty, and nothing predicts its end
+        for stack in bank.parameters():
+            if stack.grad is not None:
+                stack.grad[first : first + len(group)] = 0
         return torch.zeros(len(group), device=frozen.device), [0] * len(group)
     counts = torch.bincount(torch.tensor(owner), minlength=len(group))
     weight = (1.0 / counts.double().clamp(min=1))[owner]
@@ -97,18 +103,17 @@ def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weight: Tenso
     Written out because logits are the largest tensor by far: each chunk becomes its own gradient in memory that is used again.
     (N, d), (N,), (N,) -> (N,), (N, d)
     """
-    rows, wide = min(len(hidden), logit_rows), torch.promote_types(hidden.dtype, torch.float32)
-    space = [hidden.new_empty(rows, len(frozen.head)), hidden.new_empty(rows, len(frozen.head), dtype=wide)]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    space = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))
     losses, grad = [], torch.empty_like(hidden)
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
-        logits, p = (x[: len(hidden[part])] for x in space)
-        wanted = targets[part, None]
-        torch.softmax(frozen.logits(hidden[part], logits), dim=1, dtype=wide, out=p)
-        losses.append(p.gather(1, wanted).clamp(min=1e-30).log().neg().squeeze(1))
-        p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1))
-        low = p if p.dtype == hidden.dtype else logits.copy_(p)
-        grad[part] = (low @ frozen.head) * weight[part, None].to(wide)
+        logits = frozen.logits(hidden[part], space[: len(hidden[part])])
+        for few, wanted in zip(torch.split(logits, SOFTMAX_ROWS), torch.split(targets[part, None], SOFTMAX_ROWS), strict=True):
+            p = few.to(wide).softmax(dim=1)
+            losses.append(p.gather(1, wanted).clamp(min=1e-30).log().neg().squeeze(1))
+            few.copy_(p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1)))
+        grad[part] = (logits @ frozen.head) * weight[part, None].to(wide)
     return torch.cat(losses), grad
 
 

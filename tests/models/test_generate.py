@@ -248,7 +248,7 @@ def test_stops_of_characters_that_are_several_tokens(tmp_path: Path, small: dict
     (tmp_path / "run").mkdir()
     layer = Models(TorchEngine(str(tmp_path / "model"), dtype="float32"), tmp_path / "run", Ledger())
     said = "l'été à 30 € \U0001f600 déjà"
-    lora = Lora(rank=8, alpha=32, targets=("q_proj", "v_proj", "up_proj", "down_proj"), learning_rate=0.02, epochs=60)
+    lora = Lora(rank=8, alpha=32, targets=("q_proj", "v_proj", "up_proj", "down_proj"), learning_rate=0.01, epochs=60)
     [trained] = layer.train([Train(layer.root, (Document(said, prompt="x"),), lora)])
     request = greedy(trained.policy, "x", 60)
     assert texts(layer, [request]) == [said]
