@@ -74,12 +74,12 @@ class Sizes:
     proposals: int = 4
     """Edits per context there."""
     repetitions: int = 3
-    seconds: float = 1e9
-    """Later than this after the start, one repetition is enough."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """For a part of the work, the time after the start from which on one repetition of whatever begins is enough."""
 
 
 FULL = Sizes()
-QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 2, repetitions=2, seconds=40.0)
+QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 4, repetitions=3, seconds={"train": 70.0, "generate": 100.0, "score": 140.0, "round": 140.0})
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Bench:
     """Ours and the peers on one machine, and the work that both do."""
 
     def __init__(self, model: str, device: str, threads: int, sizes: Sizes) -> None:
-        self.sizes, self.begin = sizes, time.monotonic()
+        self.sizes, self.begin, self.part = sizes, time.monotonic(), ""
         torch.set_num_threads(threads)
         self.options = ["model=hf", f"model.name={model}"]
         composed = config.compose(["strategy=seal", *self.options, f"engine.device={device}", f"engine.threads={threads}"])
@@ -138,8 +138,13 @@ class Bench:
 
     def repetitions(self) -> Iterator[int]:
         for n in range(self.sizes.repetitions):
-            if n == 0 or time.monotonic() - self.begin < self.sizes.seconds:
+            if n == 0 or not self.late:
                 yield n
+
+    @property
+    def late(self) -> bool:
+        """Whether this part's time is up."""
+        return time.monotonic() - self.begin > self.sizes.seconds.get(self.part, float("inf"))
 
     def requests(self, strategy: str, edits: int, documents: int, epochs: int) -> list[Train]:
         """What the first edits ask to be trained under a strategy's inner loop, with at most so many documents and epochs.
@@ -347,7 +352,8 @@ def score(bench: Bench) -> Measured:
 def whole_round(bench: Bench) -> Measured:
     """Seconds of one round of `strategy=seal` through its real roles, and of the peers doing everything that it asked for."""
     sizes, runs, spent = bench.sizes, Runs(), []
-    options = [f"editor.contexts={sizes.contexts}", f"editor.edits={sizes.proposals}", f"task.train={sizes.contexts}", "task.questions=7"]
+    proposals = max(2, sizes.proposals // 2) if bench.late else sizes.proposals  # a slow machine's sample is smaller
+    options = [f"editor.contexts={sizes.contexts}", f"editor.edits={proposals}", f"task.train={sizes.contexts}", "task.questions=7"]
     options += [f"{lora}.epochs={min(sizes.epochs, default)}" for lora, default in (("editor.inner.lora", 4), ("updater.lora", 3))]
     fixed = ["evaluator=none", "updater=restem_edits", "engine=scripted", "task.validation=0", "task.test=0", "guard.rounds.rounds=1", "observer=[]"]
     for n in bench.repetitions():
@@ -389,6 +395,7 @@ def main() -> None:
     keys: dict[str, float] = {}
     raw: dict[str, Any] = {}
     for name in options.only:
+        bench.part = name
         found, raw[name] = PARTS[name](bench)
         keys |= found
         print(f"{time.monotonic() - bench.begin:4.0f} s  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
