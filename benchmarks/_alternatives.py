@@ -52,8 +52,8 @@ class Work:
 class Bench:
     """The engine, and the same model as transformers opens it."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
-        self.engine = TorchEngine(model, device=device, threads=threads)
+    def __init__(self, model: str, device: str, threads: int, dtype: str = "auto") -> None:
+        self.engine = TorchEngine(model, dtype=dtype, device=device, threads=threads)
         self.frozen, self.device, self.dtype = self.engine.frozen, self.engine.device, self.engine.dtype
         self.peers = Peers(model, self.dtype, self.device, self.engine.root.digest)
         self.peers.tokenizer.pad_token = self.peers.tokenizer.eos_token  # where it has none, batches cannot be padded
@@ -118,7 +118,9 @@ def attention(bench: Bench) -> Iterator[Work]:
     places = f"{sum(g.mask.numel() for g in near)} with rows of similar length padded together, {every[0].mask.numel()} to the longest"
     for dtype in dict.fromkeys((torch.float32, bench.dtype)):
         ways: dict[str, Callable[..., Tensor]] = {
-            "engine: fused kernel, rows of similar length padded together": lambda *x: packed(*x, size**-0.5, 0),
+            "engine: fused kernel or, in bfloat16 on a processor, two products; rows of similar length padded together": lambda *x: packed(
+                *x, size**-0.5, 0
+            ),
             "fused kernel, all rows padded to the longest": partial(padded, single if bench.device.type == "cpu" else fused, every),
             "two products and a softmax, rows of similar length": partial(padded, products, near),
         }
@@ -177,7 +179,7 @@ def loss(bench: Bench) -> Iterator[Work]:
     weight = torch.full((POSITIONS,), 1 / POSITIONS, device=bench.device)
 
     def chunks(rows: int) -> Tensor:
-        return head_gradient(hidden, frozen, targets, weight, rows)[1]
+        return head_gradient(hidden, frozen, targets, lambda part, logprobs: (-logprobs, weight[part]), rows)[1]
 
     def whole() -> Tensor:
         states = hidden.clone().requires_grad_()
@@ -185,6 +187,31 @@ def loss(bench: Bench) -> Iterator[Work]:
 
     ways = {f"engine: chunks of {rows}": partial(chunks, rows)} | {f"chunks of {n}": partial(chunks, n) for n in (128, 256, 1024) if n != rows}
     yield Work("loss", f"{POSITIONS} positions, {len(frozen.head)} words", {**ways, "all logits, cross_entropy, autograd": whole})
+
+
+# ---- products with frozen weights ----
+
+
+def weights(bench: Bench) -> Iterator[Work]:
+    """Every linear module of the decoder once, forward and backward."""
+    modules = [m for n, m in bench.frozen.model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
+    sizes = sorted({m.in_features for m in modules})
+
+    def done(rows: int) -> Tensor:
+        found = []
+        states = {n: bench.normal(rows, n).requires_grad_() for n in sizes}
+        for m in modules:
+            out = m(states[m.in_features])
+            found += [out.detach(), *torch.autograd.grad(out, states[m.in_features], torch.ones_like(out))]
+        return torch.cat([x.flatten() for x in found])
+
+    def plain(rows: int) -> Tensor:
+        with bench.frozen.plain():
+            return done(rows)
+
+    for rows in (16, 128, 512):
+        ways = {"engine: laid out once, where the processor has a layout": partial(done, rows), "plain modules": partial(plain, rows)}
+        yield Work("weights", f"{len(modules)} modules, {rows} rows, forward and backward", ways)
 
 
 # ---- torch.compile ----
@@ -201,10 +228,13 @@ def compiled(bench: Bench) -> Iterator[Work]:
     def passes(forward: Callable[..., Any]) -> Tensor:
         decoder.forward = forward
         found = []
+        for stack in bank.parameters():
+            stack.grad = torch.zeros_like(stack)
         for lengths in batches:
             bank.use(Ragged.by_owner([i % TRAINED for i in range(ROWS)], lengths, TRAINED, bench.device))
             hidden = frozen.packed([[1] * n for n in lengths], bench.normal(1, sum(lengths), frozen.head.shape[1]))
-            found += [hidden.detach(), *torch.autograd.grad(hidden, bank.parameters(), torch.ones_like(hidden))]
+            hidden.backward(torch.ones_like(hidden))  # a bank writes its adapters' gradients in place
+            found += [hidden.detach().float(), *(p.grad.clone() for p in bank.parameters() if p.grad is not None)]
         return torch.cat([x.flatten() for x in found])
 
     forwards = {"engine: eager": decoder.forward, "torch.compile(dynamic=True)": torch.compile(decoder.forward, dynamic=True)}
@@ -284,5 +314,13 @@ def continuous(bench: Bench, asked: Sequence[Generate]) -> list[str]:
     return [bench.peers.tokenizer.decode(found[name]) for name in order]
 
 
-PARTS = {"attention": attention, "optimizer": optimizer, "loss": loss, "compile": compiled, "adapters": adapters, "batching": batching}
+PARTS = {
+    "attention": attention,
+    "optimizer": optimizer,
+    "loss": loss,
+    "weights": weights,
+    "compile": compiled,
+    "adapters": adapters,
+    "batching": batching,
+}
 """Generators of work: what was set up for a piece is undone once it has been measured."""

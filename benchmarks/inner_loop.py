@@ -26,6 +26,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -78,7 +79,7 @@ class Sizes:
     """For a part of the work, the time after the start from which on one repetition of whatever begins is enough."""
 
 
-FULL = Sizes()
+FULL = Sizes(peers=6)
 QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 4, repetitions=3, seconds={"train": 70.0, "generate": 100.0, "score": 140.0, "round": 140.0})
 
 
@@ -108,11 +109,11 @@ def self_edits(count: int, tokens: Callable[[str], int]) -> list[SelfEdit]:
 class Bench:
     """Ours and the peers on one machine, and the work that both do."""
 
-    def __init__(self, model: str, device: str, threads: int, sizes: Sizes) -> None:
+    def __init__(self, model: str, device: str, threads: int, sizes: Sizes, dtype: str = "auto") -> None:
         self.sizes, self.begin, self.part = sizes, time.monotonic(), ""
         torch.set_num_threads(threads)
         self.options = ["model=hf", f"model.name={model}"]
-        composed = config.compose(["strategy=seal", *self.options, f"engine.device={device}", f"engine.threads={threads}"])
+        composed = config.compose(["strategy=seal", *self.options, f"engine.device={device}", f"engine.threads={threads}", f"engine.dtype={dtype}"])
         self.engine: Any = config.build(composed, only_measure=True).engine
         self.device, self.dtype = self.engine.device, self.engine.dtype
         self.peers = Peers(model, self.dtype, self.device, self.engine.root.digest)
@@ -384,6 +385,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of the parts")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repetitions", type=int, default=None)
     parser.add_argument("--out", type=Path, default=RESULTS / "inner_loop.json")
@@ -391,28 +393,38 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # peft and trl use names that transformers has replaced
     load = warn_if_busy()
     sizes = QUICK if options.quick else FULL
-    bench = Bench(options.model, options.device, options.threads, dataclasses.replace(sizes, repetitions=options.repetitions or sizes.repetitions))
-    keys: dict[str, float] = {}
-    raw: dict[str, Any] = {}
+    sizes = dataclasses.replace(sizes, repetitions=options.repetitions or sizes.repetitions)
+    bench, began = Bench(options.model, options.device, options.threads, sizes, options.dtype), commit()
+    about = {"sizes": dataclasses.asdict(bench.sizes), "engine": dict(bench.engine.key), "versions": versions()}
+    before = measured_before(options.out, about) if options.only != list(PARTS) else {}
+    keys: dict[str, float] = {k: v for k in KEYS if (v := before.get(k)) is not None}
+    raw: dict[str, Any] = dict(before.get("parts", {}))
     for name in options.only:
         bench.part = name
         found, raw[name] = PARTS[name](bench)
         keys |= found
         print(f"{time.monotonic() - bench.begin:4.0f} s  {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
-    line = {k: round(keys[k], 3) if k in keys else None for k in KEYS}
-    made = {
-        **line,
-        "how": f"python benchmarks/inner_loop.py{' --quick' if options.quick else ''}",
-        "sizes": dataclasses.asdict(bench.sizes),
-        "parts": raw,
-        "engine": dict(bench.engine.key),
-        "machine": {**describe(bench.device), "load_average_at_the_start": load, "load_average_at_the_end": os.getloadavg()[0]},
-        "versions": versions(),
-        "commit": commit(),
-        "seconds": time.monotonic() - bench.begin,
-    }
-    write(options.out, made)
+        line = {k: round(keys[k], 3) if k in keys else None for k in KEYS}
+        made = {
+            **line,
+            "how": [*before.get("how", []), " ".join(["python benchmarks/inner_loop.py", *sys.argv[1:]])],
+            "parts": raw,
+            **about,
+            "machine": {**describe(bench.device), "load_average_at_the_start": load, "load_average_at_the_end": os.getloadavg()[0]},
+            "commit": began,
+            "seconds": time.monotonic() - bench.begin,
+        }
+        write(options.out, made)  # after every part, so that a later one's failure costs nothing of it
     print(json.dumps({**line, "details": {"quick": options.quick, "extrapolated": list(extrapolated(raw)), "seconds": round(made["seconds"])}}))
+
+
+def measured_before(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The file that `--only` adds to, where it holds other parts of the same sizes, engine and versions; else nothing."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if all(found.get(k) == v for k, v in json.loads(json.dumps(about)).items()) else {}
 
 
 def extrapolated(raw: dict[str, Any], at: str = "") -> Iterator[str]:

@@ -74,3 +74,25 @@ class Text:
     prompt: str = ""
     item: str = ""
     """The id of the task item that the text is about; empty when it is about none."""
+
+
+@payload("rollout")
+@dataclass(frozen=True, slots=True)
+class Rollout(Text):
+    """A completion that a policy sampled for a question, token by token: what a policy gradient learns from."""
+
+    question: str = ""
+    """The id of the question."""
+    ids: tuple[int, ...] = ()
+    """The sampled tokens, the end-of-text token included. (T,)"""
+    logprobs: tuple[float, ...] = ()
+    """Under the policy that sampled them, at `temperature`, in nats. (T,)"""
+    temperature: float = 1.0
+    finished: bool = True
+    """False where the length limit cut it."""
+    chat: bool = False
+    """Whether the prompt was sent as a user's turn."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "logprobs", tuple(self.logprobs))

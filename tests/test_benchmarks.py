@@ -56,7 +56,7 @@ def inner_loop() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def bench(inner_loop: ModuleType, tiny: str) -> Any:
-    return inner_loop.Bench(tiny, "cpu", 1, small(inner_loop))
+    return inner_loop.Bench(tiny, "cpu", 1, small(inner_loop), "float32")
 
 
 def small(inner_loop: ModuleType) -> Any:
@@ -111,7 +111,9 @@ def test_every_key_comes_out(
     inner_loop: ModuleType, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inner_loop, "QUICK", small(inner_loop))
-    monkeypatch.setattr(sys, "argv", ["inner_loop.py", "--quick", "--model", tiny, "--threads", "1", "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["inner_loop.py", "--quick", "--model", tiny, "--dtype", "float32", "--threads", "1", "--out", str(tmp_path / "out.json")]
+    )
     inner_loop.main()
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line.keys() == {*inner_loop.KEYS, "details"}
@@ -146,10 +148,10 @@ def test_growth_draws_what_it_measured(inner_loop: ModuleType, tiny: str, tmp_pa
     assert growth.table(rows, "a test").count("| 3 |") == len(rows)
 
 
-@pytest.mark.parametrize("part", ["attention", "optimizer", "loss"])
+@pytest.mark.parametrize("part", ["attention", "optimizer", "loss", "weights"])
 def test_every_alternative_does_the_same_work(inner_loop: ModuleType, tiny: str, part: str) -> None:
     alternatives = importlib.import_module("alternatives")
-    bench = alternatives.Bench(tiny, "cpu", 1)
+    bench = alternatives.Bench(tiny, "cpu", 1, "float32")
     for work in alternatives.PARTS[part](bench):
         rows = alternatives.compare(work, bench.device, 1)
         assert next(iter(rows)).startswith("engine: ")

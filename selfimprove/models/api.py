@@ -28,6 +28,8 @@ class Generate:
     """Texts that end the completion; they are not part of it."""
     chat: bool = False
     """Send the prompt as a user's turn through the model's chat template."""
+    logprobs: bool = False
+    """Tell the sampled tokens and their log-probabilities too: what a policy gradient needs."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
@@ -45,6 +47,14 @@ class Completion:
     """Generated tokens, the end-of-text token included."""
     finished: bool
     """False where `max_tokens` cut it."""
+    ids: tuple[int, ...] = ()
+    """The sampled tokens, the end-of-text token included, where they were asked for. (T,)"""
+    logprobs: tuple[float, ...] = ()
+    """Their log-probabilities at the request's temperature, before `top_p` cut anything off; in nats. (T,)"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "logprobs", tuple(self.logprobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,11 @@ class Score:
     prompt: str
     continuation: str
     chat: bool = False
+    ids: tuple[int, ...] = ()
+    """The continuation as tokens, where it was sampled: what a text is cut into again need not be what it was sampled as."""
+    temperature: float = 1.0
+    by_token: bool = False
+    """Tell the log-probability, entropy and self-certainty of every token too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,16 @@ class Likelihood:
 
     logprob: float
     tokens: int
+    logprobs: tuple[float, ...] = ()
+    """By token, where it was asked for. (T,)"""
+    entropies: tuple[float, ...] = ()
+    """Entropy of the distribution that each token was drawn from, in nats. (T,)"""
+    certainties: tuple[float, ...] = ()
+    """Self-certainty of each of those distributions: KL(uniform ‖ p) + log V = −mean over the vocabulary of log p, in nats. (T,)"""
+
+    def __post_init__(self) -> None:
+        for name in ("logprobs", "entropies", "certainties"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def per_token(self) -> float:
@@ -139,3 +164,82 @@ class Trained:
     """Tokens trained on, over all epochs, without padding."""
     loss: float
     """Mean training loss per token in the last epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A completion to reinforce: T tokens, each with an advantage."""
+
+    prompt: str
+    text: str
+    ids: tuple[int, ...]
+    """As they were sampled. (T,)"""
+    logprobs: tuple[float, ...]
+    """Under the policy that sampled them, at `Objective.temperature`. (T,)"""
+    advantages: tuple[float, ...]
+    """(T,)"""
+    weights: tuple[float, ...]
+    """What each token's loss counts in the sum. (T,)"""
+    reference: tuple[float, ...] = ()
+    """Log-probabilities under the policy that `Objective.beta` keeps this one near; empty where beta is 0. (T,)"""
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = [len(x) for x in (self.ids, self.logprobs, self.advantages, self.weights)]
+        if len({*sizes, len(self.reference) or sizes[0]}) > 1 or not sizes[0]:
+            raise ConfigError(f"a Sample wants one log-probability, advantage, weight and reference for each of its tokens; got {sizes}")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The clipped surrogate of PPO (Schulman et al. 2017, arXiv 1707.06347), which GRPO and RLOO with several steps share."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """The ratio of new to old probability is clipped to [1 − clip_low, 1 + clip_high]."""
+    beta: float = 0.0
+    """Weight of the KL divergence from the reference, by Schulman's k3 estimator."""
+    temperature: float = 1.0
+    """At which the samples were drawn; logits are divided by it."""
+
+    def __post_init__(self) -> None:
+        if min(self.clip_low, self.clip_high, self.beta) < 0 or not self.temperature > 0:
+            raise ConfigError(
+                "Objective wants clip_low, clip_high and beta >= 0 and temperature > 0; got "
+                f"{self.clip_low}, {self.clip_high}, {self.beta} and {self.temperature}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforce:
+    """Steps of policy gradient on a policy's live adapter, or on a new one where it has none."""
+
+    policy: Part
+    samples: tuple[Sample, ...]
+    lora: Lora
+    """The adapter's shape and optimizer; `batch` samples a step, `epochs` passes over all of them."""
+    objective: Objective = Objective()
+    optimizer: Part | None = None
+    """The optimizer's moments, as the last `Reinforced` of this policy names them; None begins with none."""
+    seed: int = 0
+    """Seeds a new adapter's weights and the order of the samples."""
+
+    def __post_init__(self) -> None:
+        if self.lora.schedule != "constant" or self.lora.warmup or self.lora.merge or self.lora.trainer != "bank":
+            raise ConfigError("Reinforce goes on from round to round, so its lora has schedule=constant, warmup=0, merge=false and trainer=bank")
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforced:
+    """A policy after its steps."""
+
+    policy: Part
+    optimizer: Part
+    tokens: int
+    """Tokens trained on, prompts included, over all epochs."""
+    loss: float
+    """The objective's mean over the steps."""
+    kl: float
+    """KL divergence of the policy that sampled from the one after the last step's forward pass (k3), per token, in nats: the last epoch's mean."""
+    clipped: float
+    """The share of tokens whose ratio was clipped, in the last epoch."""

@@ -48,6 +48,17 @@ class Bank:
             for which, stack in (("A", self.a[name]), ("B", self.b[name])):
                 stack.copy_(torch.stack([w[peft_name(name, which)] for w in adapters]))
 
+    def put(self, slot: int, adapter: Mapping[str, Tensor]) -> None:
+        """Put one adapter in PEFT's names into a slot. Raises: ConfigError, where it has another shape."""
+        for name in self.modules:
+            for which, stack in (("A", self.a[name]), ("B", self.b[name])):
+                found = adapter.get(peft_name(name, which))
+                if found is None or found.shape != stack[slot].shape:
+                    raise ConfigError(
+                        f"the policy's adapter has another rank or other targets than the lora that shall train it ({name}); make them the same"
+                    )
+                stack[slot].copy_(found)
+
     def unload(self) -> list[dict[str, Tensor]]:
         """The adapters by slot, in PEFT's names."""
         found: list[dict[str, Tensor]] = [{} for _ in range(self.count)]

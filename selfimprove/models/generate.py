@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from selfimprove.models.api import Completion, Generate
 from selfimprove.models.bank import Bank
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.packing import Decoding, Packed, Ragged
-from selfimprove.models.sampling import sample
+from selfimprove.models.sampling import log_probabilities, sample
 
 LONG = 8
 """Tokens from which on a common beginning is computed apart: a shorter one saves less than looking after it costs."""
@@ -133,6 +134,7 @@ class Decoder:
         self.waiting = sorted(range(len(tile)), key=lambda i: (self.slots[i], len(self.own[i]), self.own[i]), reverse=True)
         self.flying: list[int] = []
         self.written: list[list[int]] = [[] for _ in tile]
+        self.logprobs: list[list[float]] = [[] for _ in tile]
         self.done: dict[int, Completion] = {}
 
     @property
@@ -198,11 +200,17 @@ class Decoder:
         uniforms = self.uniforms[self.frozen.tensor(self.flying), at]
         tokens = sample(logits, [self.tile[i] for i in self.flying], uniforms)
         kept = []
+        if told := [row for row, i in enumerate(self.flying) if self.tile[i].logprobs]:
+            found = log_probabilities(logits[told], [self.tile[self.flying[row]] for row in told], tokens[told])
+            for row, value in zip(told, found.tolist(), strict=True):
+                self.logprobs[self.flying[row]].append(value)
         for row, (i, token) in enumerate(zip(self.flying, tokens.tolist(), strict=True)):
             self.written[i].append(token)
             finished = self._finished(self.tile[i], self.written[i])
             if finished is None:
                 kept.append(row)
+            elif self.tile[i].logprobs:
+                self.done[i] = dataclasses.replace(finished, ids=tuple(self.written[i]), logprobs=tuple(self.logprobs[i]))
             else:
                 self.done[i] = finished
         places = self.rows.drop(kept)

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -22,14 +22,31 @@ from safetensors.torch import save as save_tensors
 from selfimprove.errors import ConfigError, StorageError
 from selfimprove.identity import digest
 from selfimprove.ledger import Ledger
-from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train, Trained
+from selfimprove.models.api import (
+    Completion,
+    Document,
+    Generate,
+    Likelihood,
+    Lora,
+    Objective,
+    Reinforce,
+    Reinforced,
+    Sample,
+    Score,
+    Train,
+    Trained,
+)
 from selfimprove.records import Part
 from selfimprove.storage import append_line, read_lines, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Request = TypeVar("Request", Generate, Score, Train)
+Request = Generate | Score | Train | Reinforce
+TRAINING = ("train", "reinforce")
+"""Calls that make weights."""
+MOMENTS = "optimizer."
+"""What the names of an optimizer's tensors begin with, beside an adapter's."""
 TILES_IN_MEMORY = 8
 """Train tiles whose adapters are kept in memory; the others are read from disk again."""
 
@@ -50,6 +67,7 @@ class Weights(Protocol):
 
     def layered(self, policy: Part) -> Layered: ...
     def adapter(self, name: str) -> Adapter: ...
+    def moments(self, optimizer: Part) -> Adapter: ...
     def lora(self, name: str) -> Lora: ...
 
 
@@ -77,6 +95,9 @@ class Engine(Protocol):
     def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
         """For each request the adapter, the trained tokens and the last loss."""
 
+    def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
+        """For each request the adapter, the optimizer's moments, the trained tokens, and what `Reinforced` tells after them."""
+
     def tokens(self, document: Document) -> int:
         """What `train` charges for a document and epoch, in tokens."""
 
@@ -98,16 +119,16 @@ class Models:
         self.folder = folder
         self.ledger = ledger
         self.notify: Callable[[int, int], None] = lambda done, total: None
-        self._made: dict[str, tuple[str, int]] = {}  # part digest -> (train tile, row)
-        self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters
-        self._trained: dict[str, list[Train]] = {}  # train tile -> its requests
+        self._made: dict[str, tuple[str, int]] = {}  # digest of a policy or an optimizer -> (train tile, row)
+        self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
+        self._trained: dict[str, list[Train] | list[Reinforce]] = {}  # train tile -> its requests
         self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         self._settle(folder / "split.json")
         for number, line in enumerate(read_lines(folder / "parts.jsonl"), 1):
             try:
                 tile, parts = json.loads(line)
-                self._made.update({str(p): (str(tile), i) for i, p in enumerate(list(parts))})
+                self._remember_parts(str(tile), [str(p) for p in list(parts)])
             except (ValueError, TypeError) as e:
                 raise StorageError(
                     f"{folder / 'parts.jsonl'}, line {number} names no tile and its parts ({e}); delete that line and resume{_REPLAY}"
@@ -140,6 +161,13 @@ class Models:
                 raise ConfigError(f"train request {i} has no documents; leave out what there is nothing to train on")
         return self._run("train", requests, self._train_tile, Trained)
 
+    def reinforce(self, requests: Sequence[Reinforce]) -> list[Reinforced]:
+        """One trained policy per request, in order, with its optimizer's moments. Charges trained tokens and FLOPs."""
+        for i, r in enumerate(requests):
+            if not r.samples:
+                raise ConfigError(f"reinforce request {i} has no samples; leave out what there is nothing to learn from")
+        return self._run("reinforce", requests, self._reinforce_tile, Reinforced)
+
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
         return [self.engine.tokens(d) for d in documents]
@@ -159,6 +187,9 @@ class Models:
                 raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
             request = self._recipe(policy.digest)
             below = self.layered(request.policy)
+            if isinstance(request, Reinforce):  # its adapter goes on from the one below, in its place
+                self._layered[policy.digest] = Layered(below.merged, policy.digest)
+                return self._layered[policy.digest]
             if below.live is not None:
                 raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
             merged = request.lora.merge
@@ -167,13 +198,28 @@ class Models:
 
     def adapter(self, name: str) -> Adapter:
         """The weights of the adapter that made a policy; trained again where they were pruned."""
+        return {n: w for n, w in self._content(name).items() if not n.startswith(MOMENTS)}
+
+    def moments(self, optimizer: Part) -> Adapter:
+        """The moments that an optimizer ended with. Raises: StorageError for a part this run did not make."""
+        if optimizer.digest not in self._made:
+            raise StorageError(f"optimizer {optimizer.digest} was not made in {self.folder}; use it in the run that made it")
+        return {n: w for n, w in self._content(optimizer.digest).items() if n.startswith(MOMENTS)}
+
+    def _content(self, name: str) -> Adapter:
         tile, row = self._made[name]
         if tile not in self._cache:
             path = self._path(tile, "safetensors")
             if not path.exists():
-                self._write_weights(tile, [a for a, _, _ in self.engine.train(self._recipes(tile), self)[0]])
+                self._write_weights(tile, self._computed(self._recipes(tile)))
             self._remember(tile, self._load(path))
         return self._cache[tile][row]
+
+    def _computed(self, requests: Sequence[Any]) -> list[Adapter]:
+        """What training makes of these requests once more."""
+        if isinstance(requests[0], Reinforce):
+            return [{**a, **moments} for a, moments, _, _ in self.engine.reinforce(requests, self)[0]]
+        return [a for a, _, _ in self.engine.train(requests, self)[0]]
 
     def lora(self, name: str) -> Lora:
         """The settings of the adapter that made a policy."""
@@ -202,13 +248,14 @@ class Models:
             name = digest(call, self.engine.key, [dataclasses.asdict(r) for r in tile])
             path = self._path(name, "json")
             if not path.exists():
-                rows, charges = compute(name, tile) if call == "train" else compute(tile, self)
+                trains = call in TRAINING
+                rows, charges = compute(name, tile) if trains else compute(tile, self)
                 stored = {"call": call, "charges": charges, "results": [dataclasses.asdict(r) for r in rows]}
-                if call == "train":
+                if trains:
                     stored["requests"] = [dataclasses.asdict(r) for r in tile]
                 write_json(path, stored)
             rows, charges = self._finished(path, result, len(tile))
-            if call == "train":
+            if call in TRAINING:
                 self._define(name, [r.policy.digest for r in rows])
             self.ledger.charge(**charges)
             for i, row in zip(positions, rows, strict=True):
@@ -221,7 +268,7 @@ class Models:
         """The results and charges of a tile that is on disk. Raises: StorageError."""
         stored = self._read(path)
         try:
-            rows = [result(**({**r, "policy": Part(**r["policy"])} if result is Trained else r)) for r in stored["results"]]
+            rows = [result(**{**r, **{n: Part(**r[n]) for n in ("policy", "optimizer") if n in r}}) for r in stored["results"]]
             if len(rows) != count:
                 raise ValueError(f"{len(rows)} results for {count} requests")
             return rows, dict(stored["charges"])
@@ -233,6 +280,12 @@ class Models:
         self._write_weights(name, [a for a, _, _ in trained])
         parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
         return [Trained(p, tokens, loss) for p, (_, tokens, loss) in zip(parts, trained, strict=True)], charges
+
+    def _reinforce_tile(self, name: str, tile: Sequence[Reinforce]) -> tuple[list[Reinforced], dict[str, float]]:
+        trained, charges = self.engine.reinforce(tile, self)
+        self._write_weights(name, [{**a, **moments} for a, moments, _, _ in trained])
+        parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
+        return [Reinforced(p, optimizer_of(p), tokens, *told) for p, (_, _, tokens, told) in zip(parts, trained, strict=True)], charges
 
     def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
         packed = {f"{row}/{k}": v.contiguous() for row, a in enumerate(adapters) for k, v in a.items()}
@@ -250,18 +303,24 @@ class Models:
     def _define(self, tile: str, parts: Sequence[str]) -> None:
         if parts[0] not in self._made:
             append_line(self.folder / "parts.jsonl", json.dumps([tile, list(parts)]))
-            self._made.update({p: (tile, i) for i, p in enumerate(parts)})
+            self._remember_parts(tile, parts)
 
-    def _recipe(self, part: str) -> Train:
+    def _remember_parts(self, tile: str, policies: Sequence[str]) -> None:
+        for i, policy in enumerate(policies):
+            self._made[policy] = self._made[optimizer_of(Part("adapter", policy)).digest] = (tile, i)
+
+    def _recipe(self, part: str) -> Train | Reinforce:
         """The request that makes a part. Raises: StorageError."""
         tile, row = self._made[part]
         return self._recipes(tile)[row]
 
-    def _recipes(self, tile: str) -> list[Train]:
+    def _recipes(self, tile: str) -> list[Train] | list[Reinforce]:
         if tile not in self._trained:
             path = self._path(tile, "json")
             try:
-                self._trained[tile] = [_decode_train(r) for r in self._read(path, _REPLAY)["requests"]]
+                stored = self._read(path, _REPLAY)
+                decode: Any = _decode_reinforce if stored["call"] == "reinforce" else _decode_train
+                self._trained[tile] = [decode(r) for r in stored["requests"]]
             except (KeyError, TypeError) as e:
                 raise _unreadable(path, e, _REPLAY) from e
         return self._trained[tile]
@@ -298,10 +357,35 @@ def _unreadable(path: Path, e: Exception, remedy: str = "") -> StorageError:
     return StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again{remedy}")
 
 
+def optimizer_of(policy: Part) -> Part:
+    """The moments that the optimizer ended with when it made a policy."""
+    return Part("optimizer", digest("optimizer", policy.digest))
+
+
 def _decode_train(data: Mapping[str, Any]) -> Train:
     return Train(
         policy=Part(**data["policy"]),
         documents=tuple(Document(**d) for d in data["documents"]),
-        lora=Lora(**{**data["lora"], "targets": tuple(data["lora"]["targets"])}),
+        lora=_decode_lora(data["lora"]),
         seed=data["seed"],
     )
+
+
+def _decode_reinforce(data: Mapping[str, Any]) -> Reinforce:
+    return Reinforce(
+        policy=Part(**data["policy"]),
+        samples=tuple(_decode_sample(s) for s in data["samples"]),
+        lora=_decode_lora(data["lora"]),
+        objective=Objective(**data["objective"]),
+        optimizer=Part(**data["optimizer"]) if data["optimizer"] else None,
+        seed=data["seed"],
+    )
+
+
+def _decode_sample(data: Mapping[str, Any]) -> Sample:
+    lists: dict[str, Any] = {n: tuple(v) for n, v in data.items() if isinstance(v, list)}
+    return Sample(**{**data, **lists})
+
+
+def _decode_lora(data: Mapping[str, Any]) -> Lora:
+    return Lora(**{**data, "targets": tuple(data["targets"])})

@@ -16,13 +16,14 @@ from typing import Any
 from selfimprove.endpoint import CHAT, COMPLETIONS, MODELS, Endpoint, Send, read_json, read_reply, sendable, usage
 from selfimprove.errors import ConfigError, ServerError
 from selfimprove.identity import digest
-from selfimprove.models.api import Completion, Document, Generate, Likelihood, Score, Train
+from selfimprove.models.api import Completion, Document, Generate, Likelihood, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Engine, Request, Weights
 from selfimprove.records import Part
 from selfimprove.storage import storage_error
 
 _BYTES_PER_TOKEN = 4  # of English, roughly: for servers that do not count
 _SEEDS = 1 << 31  # the least that servers take
+_HERE = "choose engine=torch, or a strategy that learns from texts alone"
 _NO_TRAINER = (
     "a server does not train or open models, and that is what was asked for; choose engine=openai_lora, "
     "which trains in this process and hands adapters to the server, or engine=torch"
@@ -100,7 +101,7 @@ class OpenAIEngine:
 
     def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
         """Requests of one policy side by side, and no more policies in a tile than the server holds."""
-        if isinstance(requests[0], Train):
+        if isinstance(requests[0], Train | Reinforce):
             return self._training().tiles(requests, weights)
         of_policy: dict[str, list[int]] = {}
         for i, r in enumerate(requests):
@@ -119,6 +120,8 @@ class OpenAIEngine:
     # ---- generate and score ----
 
     def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
+        if any(r.logprobs for r in tile):
+            raise ConfigError(f"a server does not tell the ids of the tokens it sampled, and a policy gradient needs them; {_HERE}")
         names = self._names(tile, weights)
         completions = self._endpoint.each(lambda send, r: self._completion(send, r, names[r.policy.digest]), tile)
         return completions, {"generated_tokens": sum(c.tokens for c in completions)}
@@ -126,6 +129,8 @@ class OpenAIEngine:
     def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]:
         if any(r.chat for r in tile):
             raise ConfigError("a server scores plain prompts only, and a chat turn was to be scored; score without chat turns, or use engine=torch")
+        if any(r.ids or r.by_token or r.temperature != 1 for r in tile):
+            raise ConfigError(f"a server scores texts, not sampled tokens and their entropies, and those were to be scored; {_HERE}")
         names = self._names(tile, weights)
         asked = [(sendable(r.prompt), sendable(r.continuation), names[r.policy.digest]) for r in tile]
         prompts = list(dict.fromkeys(prompt for prompt, continuation, _ in asked if prompt and continuation))
@@ -182,6 +187,9 @@ class OpenAIEngine:
 
     def train(self, tile: Sequence[Train], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
         return self._training().train(tile, weights)
+
+    def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
+        return self._training().reinforce(tile, weights)
 
     def tokens(self, document: Document) -> int:
         return self._training().tokens(document)

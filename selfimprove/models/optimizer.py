@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
+from selfimprove.models.layer import MOMENTS
 
 # Gradients are views of one buffer on purpose: that they are not dense costs less than a kernel per module would.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -40,6 +42,17 @@ class BankAdamW:
             at += size
         self.rows = [torch.nn.Parameter(row) for row in flat]  # share the buffer's storage
         self.optimizer = torch.optim.AdamW(self.rows, lr=0.0, weight_decay=lora.weight_decay, fused=True)
+
+    def put(self, slot: int, moments: Mapping[str, Tensor]) -> None:
+        """Go on with the moments that `moments` gave. Raises: ConfigError, for those of an adapter of another shape."""
+        row = self.rows[slot]
+        if moments[f"{MOMENTS}exp_avg"].shape != row.shape:
+            raise ConfigError(f"the optimizer's moments are those of {moments[f'{MOMENTS}exp_avg'].numel()} weights, the adapter has {row.numel()}")
+        self.optimizer.state[row] = {n.removeprefix(MOMENTS): x.to(row.device, copy=True) for n, x in moments.items()}
+
+    def moments(self, slot: int) -> dict[str, Tensor]:
+        """The state of one adapter's optimizer; empty before its first step."""
+        return {f"{MOMENTS}{n}": x.detach().to("cpu", copy=True) for n, x in self.optimizer.state[self.rows[slot]].items()}
 
     def step(self, active: Sequence[int], step: int) -> None:
         """One step of the adapters in `active`, whose gradients the next backward pass replaces. `step` counts from 0."""

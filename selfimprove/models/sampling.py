@@ -28,6 +28,13 @@ def sample(logits: Tensor, requests: Sequence[Generate], uniforms: Tensor) -> Te
     return chosen
 
 
+def log_probabilities(logits: Tensor, requests: Sequence[Generate], tokens: Tensor) -> Tensor:
+    """Log-probability of each row's token at its temperature (at 1 where that is 0), in nats. (N, V), (N,) -> (N,)"""
+    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)[:, None]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return (logits.to(wide) / temperature).log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+
+
 def _nucleus(whole: Tensor, top_p: Tensor, uniforms: Tensor) -> Tensor:
     """A token of the smallest set of likeliest ones whose mass reaches `top_p` (Holtzman et al. 2020). (N, V), (N, 1), (N, 1) -> (N,)"""
     p, order = whole.topk(min(_TOP, whole.shape[1]))

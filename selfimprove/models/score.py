@@ -48,7 +48,7 @@ def score(
     last: dict[tuple[int, str, bool], _Row] = {}  # the row that a prompt's next continuation goes into
     nominal, targets = 0, 0
     for i, (r, slot) in enumerate(zip(tile, slots, strict=True)):
-        if end := frozen.encode(r.continuation):  # nothing is certain to follow
+        if end := list(r.ids) or frozen.encode(r.continuation):  # nothing is certain to follow
             key = (slot, r.prompt, r.chat)
             row = last.get(key) or _Row(slot, frozen.encode_prompt(r.prompt, r.chat))
             if key not in last or sum(len(e) for _, e in row.ends) + len(end) > step_tokens:  # a full pass: memory stays bounded
@@ -57,7 +57,7 @@ def score(
             row.ends.append((i, end))
             nominal += len(row.prompt) + len(end) - 1
             targets += len(end)
-    sums: dict[int, tuple[float, int]] = {}
+    found: dict[int, list[_Token]] = {}
     if rows:
         copies = bank.count if bank else 1
         shared = common([r.prompt for r in rows], copies)
@@ -67,16 +67,25 @@ def score(
                 bank.use(Ragged([shared] * copies, frozen.device))
             cache = frozen.prefix(rows[0].prompt[:shared], copies)
         for group in _passes(sorted(rows, key=lambda r: r.length(shared)), shared, step_tokens):
-            sums.update(_pass(frozen, group, bank, shared, cache, logit_rows))
+            found.update(_pass(frozen, tile, group, bank, shared, cache, logit_rows))
             if cache is not None:
                 cache.crop(-sum(r.length(shared) for r in group))  # back to the prefix
-    return [Likelihood(*sums.get(i, (0.0, 0))) for i in range(len(tile))], nominal, targets
+    return [_likelihood(r, found.get(i, [])) for i, r in enumerate(tile)], nominal, targets
+
+
+_Token = tuple[float, float, float]
+"""Log-probability of a token, entropy and self-certainty of what it was drawn from; the two latter are 0 where nobody asks."""
+
+
+def _likelihood(request: Score, tokens: Sequence[_Token]) -> Likelihood:
+    total = sum(logprob for logprob, _, _ in tokens)
+    return Likelihood(total, len(tokens), *zip(*tokens, strict=True)) if request.by_token and tokens else Likelihood(total or 0.0, len(tokens))
 
 
 def _pass(
-    frozen: Frozen, rows: Sequence[_Row], bank: Bank | None, shared: int, cache: DynamicCache | None, logit_rows: int
-) -> dict[int, tuple[float, int]]:
-    """Log-likelihood and number of tokens of every request that these rows answer."""
+    frozen: Frozen, tile: Sequence[Score], rows: Sequence[_Row], bank: Bank | None, shared: int, cache: DynamicCache | None, logit_rows: int
+) -> dict[int, list[_Token]]:
+    """The tokens of every request that these rows answer."""
     lengths = [r.length(shared) for r in rows]
     slots = [r.slot for r in rows]
     if bank:
@@ -98,16 +107,20 @@ def _pass(
             owner += [i] * len(end)
             branch += len(end) - 1
         at += length
-    logprobs = torch.cat(
-        [
-            _log_softmax(frozen.logits(hidden[frozen.tensor(keep[part])])).gather(1, frozen.tensor(wanted[part])[:, None]).squeeze(1).double().cpu()
-            for part in (slice(begin, begin + logit_rows) for begin in range(0, len(keep), logit_rows))
-        ]
-    )
-    found: dict[int, tuple[float, int]] = {}
-    for i, value in zip(owner, logprobs.tolist(), strict=True):
-        total, count = found.get(i, (0.0, 0))
-        found[i] = (total + value, count + 1)
+    temperature = frozen.tensor([tile[i].temperature for i in owner])[:, None]
+    by_token = any(tile[i].by_token for i in owner)
+    told: list[_Token] = []
+    for begin in range(0, len(keep), logit_rows):
+        part = slice(begin, begin + logit_rows)
+        logits = frozen.logits(hidden[frozen.tensor(keep[part])])
+        logprobs = _log_softmax(logits if not (temperature != 1).any() else logits / temperature[part])
+        chosen = logprobs.gather(1, frozen.tensor(wanted[part])[:, None]).squeeze(1)
+        nothing = torch.zeros_like(chosen)
+        entropies, certainties = (-(logprobs.exp() * logprobs).sum(1), -logprobs.mean(1)) if by_token else (nothing, nothing)
+        told += [(x, y, z) for x, y, z in torch.stack([chosen, entropies, certainties], dim=1).double().cpu().tolist()]
+    found: dict[int, list[_Token]] = {}
+    for i, token in zip(owner, told, strict=True):
+        found.setdefault(i, []).append(token)
     return found
 
 

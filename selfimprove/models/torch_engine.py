@@ -17,12 +17,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from selfimprove.errors import ConfigError
 from selfimprove.models import hub
-from selfimprove.models.api import ATTENTION, MLP, Completion, Document, Generate, Likelihood, Lora, Score, Train
+from selfimprove.models.api import ATTENTION, MLP, Completion, Document, Generate, Likelihood, Lora, Reinforce, Score, Train
 from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.generate import Decoder
-from selfimprove.models.layer import Adapter, Weights
+from selfimprove.models.layer import Adapter, Request, Weights
 from selfimprove.models.packing import Ragged
+from selfimprove.models.reinforce import Start, reinforce
 from selfimprove.models.score import score
 from selfimprove.models.train import plan, train
 from selfimprove.models.trl_sft import train_with_trl
@@ -124,7 +125,7 @@ class TorchEngine:
             self.split = Split(**recorded)
         return dataclasses.asdict(self.split)
 
-    def tiles(self, requests: Sequence[Generate | Score | Train], weights: Weights) -> list[list[int]]:
+    def tiles(self, requests: Sequence[Request], weights: Weights) -> list[list[int]]:
         """Requests over the same merged weights with adapters of one shape; those of one policy, or of similar size, together."""
         seen: dict[str, int] = {}
         groups: dict[tuple[Any, ...], list[tuple[Any, int]]] = {}
@@ -133,6 +134,8 @@ class TorchEngine:
             if isinstance(r, Train):
                 shape: Any = r.lora
                 size: Any = sum(len(d.text) + len(d.prompt) for d in r.documents)
+            elif isinstance(r, Reinforce):
+                shape, size = (r.lora, r.objective), sum(len(s.prompt) + len(s.text) for s in r.samples)
             else:
                 shape = _shape(weights.lora(layered.live)) if layered.live else None
                 size = (seen.setdefault(r.policy.digest, len(seen)), len(r.prompt), r.prompt)  # few adapters in a tile
@@ -141,7 +144,7 @@ class TorchEngine:
         for group in groups.values():
             ordered = [i for _, i in sorted(group)]
             first = requests[ordered[0]]
-            width = self._bank_width(first.lora) if isinstance(first, Train) else 4 * self.rows
+            width = self._bank_width(first.lora) if isinstance(first, Train | Reinforce) else 4 * self.rows
             tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
         return tiles
 
@@ -181,6 +184,22 @@ class TorchEngine:
         spent = sum(tokens for _, tokens, _ in found)
         share = 1 - lora.first_layer / max(1, self.frozen.model.config.num_hidden_layers)  # of the layers that take a backward pass
         return found, {"trained_tokens": spent, "flops": spent * (self.frozen.body_flops * (1 + share) + 2 * self.frozen.head_flops)}
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
+        starts: list[Start] = []
+        for r in tile:
+            live = weights.layered(r.policy).live
+            starts.append((weights.adapter(live) if live else {}, weights.moments(r.optimizer) if r.optimizer else {}))
+        self._merge(weights.layered(tile[0].policy).merged, weights)
+        bank, optimizer, tokens, told = reinforce(self.frozen, tile, starts, self.split.step_tokens, self.logit_rows)
+        found: list[tuple[Adapter, Adapter, int, list[float]]] = [
+            (a, optimizer.moments(k), tokens[k], told[k].tolist()) for k, a in enumerate(bank.unload())
+        ]
+        spent = sum(tokens)
+        targets = sum(len(s.ids) for r in tile for s in r.samples) * tile[0].lora.epochs
+        return found, {"trained_tokens": spent, "flops": spent * 2 * self.frozen.body_flops + targets * 2 * self.frozen.head_flops}
 
     def tokens(self, document: Document) -> int:
         return len(self.frozen.encode_document(document)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ class Encoded:
     """Position of the first token that carries loss."""
     below: Tensor | None = None
     """Hidden states below the lowest adapter, where they are kept. (len(ids), d)"""
+    values: Tensor | None = None
+    """What an objective knows about every token that carries loss. (len(ids) − start, ·)"""
 
 
 SOFTMAX_ROWS = 32
@@ -32,6 +34,10 @@ SOFTMAX_ROWS = 32
 
 Batch = tuple[int, list[Encoded]]
 """The slot of an adapter, and the documents that it takes a step on."""
+Weigh = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""From the log-probabilities of some targets: what is told about each, and the loss's derivative by minus each. (N,) -> (N,), (N,)"""
+Loss = Callable[[Sequence[tuple[int, Encoded]], Tensor, Tensor], Weigh]
+"""From the rows of a pass with their owners, the owner of every target and the targets of every owner. (N,), (G,)"""
 
 
 def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: int) -> tuple[Bank, list[int], list[float]]:
@@ -64,8 +70,16 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
     return bank, tokens, [total / max(1, n) for total, n in zip(loss.tolist(), count, strict=True)]
 
 
-def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int) -> tuple[Tensor, list[int]]:
-    """Makes the gradients those of each adapter's mean loss; returns sums of losses (on the device, unwaited for) and numbers of targets."""
+def likelihood(rows: Sequence[tuple[int, Encoded]], owner: Tensor, counts: Tensor) -> Weigh:
+    """The mean over each adapter's targets of minus the log-likelihood."""
+    weight = 1.0 / counts.double().clamp(min=1)[owner]
+    return lambda part, logprobs: (-logprobs, weight[part])
+
+
+def backward(
+    frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int, loss: Loss = likelihood, temperature: float = 1.0
+) -> tuple[Tensor, list[int]]:
+    """Makes the gradients those of each adapter's loss; returns sums of what the loss tells (on the device, unwaited for) and numbers of targets."""
     first = group[0][0]
     owned = sorted(((k - first, d) for k, batch in group for d in batch), key=lambda x: len(x[1].ids))
     owners, rows = [g for g, _ in owned], [d for _, d in owned]
@@ -88,33 +102,38 @@ def backward(frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int
                 stack.grad[first : first + len(group)] = 0
         return torch.zeros(len(group), device=frozen.device), [0] * len(group)
     counts = torch.bincount(torch.tensor(owner), minlength=len(group))
-    weight = (1.0 / counts.double().clamp(min=1))[owner]
+    whose = frozen.tensor(owner)
+    weigh = loss(owned, whose, counts.to(frozen.device))
     kept = hidden.index_select(0, frozen.tensor(keep))
-    losses, grad = head_gradient(kept.detach(), frozen, frozen.tensor(targets), weight.to(frozen.device), logit_rows)
+    told, grad = head_gradient(kept.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature)
     kept.backward(grad)  # type: ignore[no-untyped-call]
-    sums = torch.zeros(len(group), device=frozen.device).index_add_(0, frozen.tensor(owner), losses.float())
+    sums = torch.zeros((len(group), *told.shape[1:]), device=frozen.device).index_add_(0, whose, told.float())
     return sums, counts.tolist()
 
 
 @torch.no_grad()
-def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weight: Tensor, logit_rows: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy at each position, and the gradient of its weighted sum by the hidden states; never all logits at once.
+def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weigh: Weigh, logit_rows: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """What the loss tells at each position, and its gradient by the hidden states; never all logits at once.
 
     Written out because logits are the largest tensor by far: each chunk becomes its own gradient in memory that is used again.
-    (N, d), (N,), (N,) -> (N,), (N, d)
+    (N, d), (N,) -> (N, …), (N, d)
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     space = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))
-    losses, grad = [], torch.empty_like(hidden)
+    told, grad = [], torch.empty_like(hidden)
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
         logits = frozen.logits(hidden[part], space[: len(hidden[part])])
+        logprobs = []
         for few, wanted in zip(torch.split(logits, SOFTMAX_ROWS), torch.split(targets[part, None], SOFTMAX_ROWS), strict=True):
-            p = few.to(wide).softmax(dim=1)
-            losses.append(p.gather(1, wanted).clamp(min=1e-30).log().neg().squeeze(1))
+            scaled = few.to(wide) if temperature == 1 else few.to(wide) / temperature
+            p = scaled.softmax(dim=1)
+            logprobs.append(p.gather(1, wanted).clamp(min=1e-30).log().squeeze(1))
             few.copy_(p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1)))
-        grad[part] = (logits @ frozen.head) * weight[part, None].to(wide)
-    return torch.cat(losses), grad
+        found, weight = weigh(part, torch.cat(logprobs))
+        told.append(found)
+        grad[part] = (logits @ frozen.head) * weight[:, None].to(wide) / temperature
+    return torch.cat(told), grad
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from selfimprove import identity
 from selfimprove.errors import ConfigError
-from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Score, Train
+from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Request, Weights
 from selfimprove.records import Part
 
@@ -38,7 +39,10 @@ class ScriptedEngine:
       if that text stands in a known document or elsewhere in the prompt, and with ``unknown`` otherwise; of any other
       prompt each sentence is repeated with the probability `skill`, which grows by 0.2 with every known document that
       had a prompt (it was taught how to answer), so that fine-tuning on good texts makes better texts.
-    * **Scoring** gives −0.1 nats to a word that occurs in a known document or in the prompt, −2 to any other.
+    * **Scoring** gives −0.1 nats to a word that occurs in a known document or in the prompt, −2 to any other, and −0.7 to a sampled token.
+    * **Reinforcing** makes samples with positive advantages known.
+
+    A word is a token; its id is a digest of it.
 
     Args:
         script: a function, or texts by prompt (the longest key that the prompt contains is taken).
@@ -73,7 +77,7 @@ class ScriptedEngine:
         return [list(everything[at : at + self.rows]) for at in range(0, len(requests), self.rows)]
 
     def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
-        completions = [_cut(self._script(r, self._known(r.policy, weights)), r) for r in tile]
+        completions = [_told(_cut(self._script(r, self._known(r.policy, weights)), r), r) for r in tile]
         tokens = sum(c.tokens for c in completions)
         return completions, {"generated_tokens": tokens, "flops": 1e6 * tokens}
 
@@ -82,7 +86,9 @@ class ScriptedEngine:
         for r in tile:
             seen = {w for text in (r.prompt, *(d.text for d in self._known(r.policy, weights))) for w in _words(text)}
             words = _words(r.continuation)
-            found.append(Likelihood(sum(-0.1 if w in seen else -2.0 for w in words), len(words)))
+            logprobs = [-0.7] * len(r.ids) if r.ids else [-0.1 if w in seen else -2.0 for w in words]
+            by_token = (logprobs, [-x for x in logprobs], [3 + x for x in logprobs]) if r.by_token else ()
+            found.append(Likelihood(sum(logprobs), len(logprobs), *map(tuple, by_token)))
         tokens = sum(x.tokens for x in found)
         return found, {"scored_tokens": tokens, "flops": 1e6 * tokens}
 
@@ -94,6 +100,18 @@ class ScriptedEngine:
             tokens = r.lora.epochs * sum(map(self.tokens, r.documents))
             trained.append((_adapter(r.documents, r.lora), tokens, 1.0 / (1 + r.lora.epochs)))
         spent = sum(tokens for _, tokens, _ in trained)
+        return trained, {"trained_tokens": spent, "flops": 3e6 * spent}
+
+    def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
+        trained: list[tuple[Adapter, Adapter, int, list[float]]] = []
+        for r in tile:
+            live = weights.layered(r.policy).live
+            known = _documents(weights.adapter(live)) if live else []
+            before = float(weights.moments(r.optimizer)["optimizer.step"]) if r.optimizer else 0.0
+            good = [Document(s.text, s.prompt, s.chat) for s in r.samples if sum(s.advantages) > 0]
+            tokens = r.lora.epochs * sum(len(s.ids) + len(_words(s.prompt)) for s in r.samples)
+            trained.append((_adapter(list(dict.fromkeys((*known, *good))), r.lora), _moments(before + r.lora.epochs), tokens, [0.0, 0.0, 0.0]))
+        spent = sum(tokens for _, _, tokens, _ in trained)
         return trained, {"trained_tokens": spent, "flops": 3e6 * spent}
 
     def tokens(self, document: Document) -> int:
@@ -136,6 +154,21 @@ def _cut(text: str, request: Generate) -> Completion:
     if len(words) >= request.max_tokens:
         return Completion(" ".join(words[: request.max_tokens]), request.max_tokens, False)
     return Completion(text, len(words) + 1, True)
+
+
+def _told(completion: Completion, request: Generate) -> Completion:
+    """With ids and log-probabilities, where they are asked for: those of its words, and of the end of the text."""
+    if not request.logprobs:
+        return completion
+    words = completion.text.split(" ")[: completion.tokens]
+    ids = [identity.seed_for(0, "word", w) % 50_000 for w in words] + [0] * (completion.tokens - len(words))
+    return dataclasses.replace(completion, ids=tuple(ids), logprobs=(-0.5,) * len(ids))
+
+
+def _moments(steps: float) -> Adapter:
+    import torch
+
+    return {"optimizer.step": torch.tensor(steps)}
 
 
 def _words(text: str) -> list[str]:

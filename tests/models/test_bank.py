@@ -263,14 +263,18 @@ def test_hidden_states_are_kept_once_for_every_text(engines: Engines, step_token
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("logit_rows", [1, 3, 7, 100])
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 30.0])
-def test_the_heads_gradient_is_that_of_the_cross_entropy(engines: Engines, dtype: str, precision: float, logit_rows: int, sharpness: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_heads_gradient_is_that_of_the_cross_entropy(
+    engines: Engines, dtype: str, precision: float, logit_rows: int, sharpness: float, temperature: float
+) -> None:
     frozen = engines(dtype=dtype).frozen
     chance = torch.Generator().manual_seed(3)
     hidden = (sharpness * torch.randn(7, frozen.head.shape[1], generator=chance)).to(frozen.dtype).requires_grad_()
     targets = torch.randint(0, len(frozen.head), (7,), generator=chance)
     weight = torch.rand(7, generator=chance, dtype=torch.float64)
-    losses, grad = head_gradient(hidden.detach(), frozen, targets, weight, logit_rows)
-    expected = torch.nn.functional.cross_entropy(frozen.logits(hidden), targets, reduction="none")
+    weigh = lambda part, logprobs: (-logprobs, weight[part])  # noqa: E731
+    losses, grad = head_gradient(hidden.detach(), frozen, targets, weigh, logit_rows, temperature)
+    expected = torch.nn.functional.cross_entropy(frozen.logits(hidden) / temperature, targets, reduction="none")
     (expected * weight).sum().backward()
     assert hidden.grad is not None
     assert (grad - hidden.grad).norm() <= precision * hidden.grad.norm()

@@ -1,0 +1,5 @@
+"""SRT: self-rewarded training (Shafayat et al. 2025, arXiv 2505.21444), as plugins of `selfimprove`."""
+
+from selfimprove_srt.vote import MajorityVote, Vote, count_votes
+
+__all__ = ["MajorityVote", "Vote", "count_votes"]

@@ -1,0 +1,92 @@
+"""Policy gradient on a bank of adapters, several optimizer steps from the log-probabilities that sampling recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from selfimprove.models.api import Objective, Reinforce, Sample
+from selfimprove.models.bank import Bank
+from selfimprove.models.frozen import Frozen
+from selfimprove.models.optimizer import BankAdamW
+from selfimprove.models.train import Encoded, Weigh, backward, passes, plan
+
+Start = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""The weights of an adapter, and its optimizer's moments; empty where they begin."""
+
+
+def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, objective: Objective) -> Tensor:
+    """The loss of each token, (N,) five times: −min(ρA, clip(ρ)A) + β·k3, with ρ = π/π_old and k3 = π_ref/π − log(π_ref/π) − 1.
+
+    Sources: Schulman et al. 2017 (arXiv 1707.06347), equation 7; Shao et al. 2024 (arXiv 2402.03300), equations 3 and 4.
+    """
+    ratio = (logprobs - old).exp()
+    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if objective.beta:
+        loss = loss + objective.beta * k3(reference - logprobs)
+    return loss
+
+
+def k3(gap: Tensor) -> Tensor:
+    """Schulman's estimator of a KL divergence from the gap of log-probabilities, log q − log p, at tokens drawn from p."""
+    return gap.exp() - gap - 1
+
+
+def reinforce(
+    frozen: Frozen, tile: Sequence[Reinforce], starts: Sequence[Start], step_tokens: int, logit_rows: int
+) -> tuple[Bank, BankAdamW, list[int], Tensor]:
+    """The trained bank, its optimizer, the tokens that each request trained on, and its (loss, KL, clipped share). (K, 3)"""
+    lora, objective = tile[0].lora, tile[0].objective
+    bank = Bank(frozen.model, lora, len(tile))
+    bank.initialise([r.seed for r in tile])
+    for k, (adapter, _) in enumerate(starts):
+        if adapter:
+            bank.put(k, adapter)
+    samples = [[encoded(frozen, s) for s in r.samples] for r in tile]
+    plans = [plan(len(r.samples), lora, r.seed) for r in tile]
+    optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
+    for k, (_, moments) in enumerate(starts):
+        if moments:
+            optimizer.put(k, moments)
+    tokens = [0] * len(tile)
+    told = torch.zeros(len(tile), 4, device=frozen.device)  # loss of all steps; of the last epoch: KL, clipped tokens, tokens
+    with bank.attached():
+        for step in range(max(map(len, plans), default=0)):
+            active = [k for k, p in enumerate(plans) if step < len(p)]
+            for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens):
+                sums, _ = backward(frozen, bank, group, logit_rows, lambda rows, *_: weigher(rows, objective), objective.temperature)
+                for (k, batch), found in zip(group, sums, strict=True):
+                    last = step >= len(plans[k]) - len(plans[k]) // lora.epochs
+                    told[k, 0] += found[0] / len(plans[k])
+                    told[k, 1:] += found[1:] * last
+                    tokens[k] += sum(len(s.ids) for s in batch)
+            optimizer.step(active, step)
+    return bank, optimizer, tokens, torch.stack([told[:, 0], *(told[:, 1:3] / told[:, 3:].clamp(min=1)).T], dim=1).cpu()
+
+
+def weigher(rows: Sequence[tuple[int, Encoded]], objective: Objective) -> Weigh:
+    """The surrogate's loss and derivative at the tokens of these rows."""
+    values = torch.cat([d.values for _, d in rows if d.values is not None])  # (N, 4)
+
+    def weigh(part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        old, advantages, weights, reference = values[part].to(logprobs.device, logprobs.dtype).T
+        with torch.enable_grad():
+            variable = logprobs.detach().requires_grad_()
+            loss = surrogate(variable, old, advantages, reference, objective) * weights
+            [slope] = torch.autograd.grad(loss.sum(), variable)
+        ratio = (logprobs - old).exp()
+        clipped = (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
+        return torch.stack([loss.detach(), k3(logprobs - old), clipped.to(loss.dtype), torch.ones_like(loss)], dim=1), -slope
+
+    return weigh
+
+
+def encoded(frozen: Frozen, sample: Sample) -> Encoded:
+    """A sample as one row: its prompt, then its own tokens, which carry loss."""
+    start = frozen.encode_prompt(sample.prompt, sample.chat)
+    reference = sample.reference or (0.0,) * len(sample.ids)
+    values = torch.tensor([sample.logprobs, sample.advantages, sample.weights, reference], dtype=torch.float64).T  # (T, 4)
+    return Encoded([*start, *sample.ids], len(start), values=values)

@@ -1,0 +1,180 @@
+"""Rollouts: a policy answers each question several times; how often it is right is pass@1, whether ever is pass@k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from selfimprove.errors import ConfigError
+from selfimprove.graders import Answer
+from selfimprove.hooks import Scores, hookimpl
+from selfimprove.models import Completion, Generate
+from selfimprove.payloads import Rollout
+from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part
+from selfimprove.run import Run
+from selfimprove.task import Item, Question
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a policy is asked a question, and how its answers are sampled.
+
+    Args:
+        template: the prompt, with ``{question}`` and optionally ``{title}`` and ``{context}``.
+        chat: send it as a user's turn through the model's chat template.
+        max_tokens, temperature, top_p, stop: of the answers.
+    """
+
+    template: str = "{question}"
+    chat: bool = True
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if "{question}" not in self.template:
+            raise ConfigError(f"asking.template needs the field {{question}}; got {self.template!r}")
+        self.request(Part("model", ""), "", 0)  # it refuses what cannot be sampled, before anything runs
+
+    def prompt(self, item: Item, question: Question) -> str:
+        filled = self.template.replace("{title}", item.title).replace("{context}", item.context)
+        return filled.replace("{question}", question.text)
+
+    def request(self, policy: Part, prompt: str, seed: int, temperature: float | None = None, logprobs: bool = False) -> Generate:
+        chosen = self.temperature if temperature is None else temperature
+        return Generate(policy, prompt, self.max_tokens, chosen, self.top_p if chosen else 1.0, seed, tuple(self.stop), self.chat, logprobs)
+
+
+@dataclass
+class Rollouts:
+    """G rollouts for each of P questions a round; a question's rollouts are one group.
+
+    Args:
+        asking: how questions are asked, as a mapping of `Asking`'s arguments.
+        prompts: questions per round (P), taken in turn from the shuffled training split; 0 takes all of it every round.
+        samples: rollouts per question (G).
+        levels: the highest level of the items asked about, round by round; the last one holds from then on. Empty asks about all.
+    """
+
+    asking: Asking
+    prompts: int = 16
+    samples: int = 8
+    levels: Sequence[int] = field(default=())
+
+    produces = (Rollout,)
+    needs = ("policy",)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.asking, Mapping):
+            self.asking = Asking(**self.asking)
+        if self.prompts < 0 or self.samples < 1:
+            raise ConfigError(f"editor wants prompts >= 0 and samples >= 1; got {self.prompts} and {self.samples}")
+
+    @hookimpl
+    def prepare(self, run: Run) -> None:
+        for number in range(len(self.levels) or 1):
+            if not self.questions(run, number):
+                raise ConfigError("there is no training question to answer; raise task.train" + (" or editor.levels" if self.levels else ""))
+
+    @hookimpl
+    def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:
+        found = []
+        for parent in parents:
+            asked = [(i, q, k) for i, q in self.questions(run, len(lineage)) for k in range(self.samples)]
+            prompts = [self.asking.prompt(i, q) for i, q, _ in asked]
+            requests = [
+                self.asking.request(parent.parts["policy"], p, run.seed_for("propose", len(lineage), parent.id, q.id, k), logprobs=True)
+                for p, (_, q, k) in zip(prompts, asked, strict=True)
+            ]
+            for prompt, (item, question, _), c in zip(prompts, asked, run.models.generate(requests), strict=True):
+                found.append(Edit((parent.id,), self._rollout(c, prompt, item, question), group=f"{parent.id}/{question.id}"))
+        return found
+
+    def questions(self, run: Run, number: int) -> list[tuple[Item, Question]]:
+        """The questions of a round: those of its levels in one shuffled order, the next `prompts` of it each round."""
+        most = self.levels[min(number, len(self.levels) - 1)] if self.levels else math.inf
+        everything = [(i, q) for i in run.task.train if i.level <= most for q in i.questions]
+        order = run.rng("questions").permutation(len(everything)).tolist()
+        count = min(self.prompts or len(order), len(order))
+        return [everything[order[(number * count + n) % len(order)]] for n in range(count)]
+
+    def _rollout(self, c: Completion, prompt: str, item: Item, question: Question) -> Rollout:
+        return Rollout(c.text, prompt, item.id, question.id, c.ids, c.logprobs, self.asking.temperature, c.finished, self.asking.chat)
+
+    def expected(self, run: Run) -> dict[str, float]:
+        """Rough tokens of one round's rollouts, for `selfimprove plan`."""
+        return {"generated_tokens": 0.6 * self.asking.max_tokens * len(self.questions(run, 0)) * self.samples}
+
+
+@dataclass
+class PassAtK:
+    """How often a candidate answers the evaluation split's questions rightly; its score is pass@1 at the editor's temperature.
+
+    Metrics: ``pass_at_1`` and ``pass_at_<k>`` (the unbiased estimator of Chen et al. 2021, arXiv 2107.03374, section 2.1), ``greedy``,
+    and ``no_answer``, the share of empty texts. The root is measured in the first round.
+
+    Args:
+        samples: answers per question, from which both are estimated; it is also the k of pass@k.
+        greedy: measure greedy answers too.
+    """
+
+    samples: int = 8
+    greedy: bool = True
+
+    uses_labels = True
+    needs = ("policy",)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"evaluator.samples is at least 1; got {self.samples}")
+
+    @hookimpl
+    def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
+        chosen = [*([lineage.root] if not len(lineage) else []), *candidates]
+        return [(c.id, self.measure(run, c.parts["policy"])) for c in chosen]
+
+    def measure(self, run: Run, policy: Part) -> Evaluation:
+        """One policy on the evaluation split. Every policy draws from the same random streams."""
+        asked = [(i, q) for i in run.task.evaluation for q in i.questions]
+        if not asked:
+            return Evaluation.failed("the evaluation split has no question; raise task.validation")
+        sampled = self._graded(run, policy, [(i, q, k) for i, q in asked for k in range(self.samples)], None)
+        right = [[g for _, g in sampled[n * self.samples : (n + 1) * self.samples]] for n in range(len(asked))]
+        per_item = {q.id: math.fsum(r) / len(r) for (_, q), r in zip(asked, right, strict=True)}
+        metrics = {
+            "pass_at_1": math.fsum(per_item.values()) / len(per_item),
+            f"pass_at_{self.samples}": math.fsum(pass_at_k(len(r), sum(g > 0.5 for g in r), self.samples) for r in right) / len(right),
+            "no_answer": sum(not text.strip() for text, _ in sampled) / len(sampled),
+        }
+        if self.greedy:
+            greedy = self._graded(run, policy, [(i, q, 0) for i, q in asked], 0.0)
+            metrics["greedy"] = math.fsum(g for _, g in greedy) / len(greedy)
+        return Evaluation(metrics["pass_at_1"], metrics, per_item)
+
+    def _graded(self, run: Run, policy: Part, asked: Sequence[tuple[Item, Question, int]], temperature: float | None) -> list[tuple[str, float]]:
+        asking = asking_of(run)
+        requests = [asking.request(policy, asking.prompt(i, q), run.seed_for("evaluate", q.id, k), temperature) for i, q, k in asked]
+        texts = [c.text for c in run.models.generate(requests)]
+        gold = run.task.labels(q for _, q, _ in asked)
+        answers = [Answer(q.text, gold[q.id], text) for (_, q, _), text in zip(asked, texts, strict=True)]
+        return list(zip(texts, run.grader.grade(answers, run.ledger), strict=True))
+
+    def expected(self, run: Run) -> dict[str, float]:
+        """Rough tokens of evaluating one candidate, for `selfimprove plan`."""
+        questions = sum(len(i.questions) for i in run.task.evaluation)
+        return {"generated_tokens": 0.6 * asking_of(run).max_tokens * questions * (self.samples + self.greedy)}
+
+
+def asking_of(run: Run) -> Asking:
+    """How the run's editor asks. Raises: ConfigError, where it asks nothing."""
+    asking = getattr(run.roles.get("editor"), "asking", None)
+    if not isinstance(asking, Asking):
+        raise ConfigError("evaluator=pass_at_k asks as the editor does, and this one asks no questions; choose editor=rollouts, or another evaluator")
+    return asking
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The probability that one of k answers is right, from how many of `samples` were: 1 − C(n−c, k) / C(n, k)."""
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
