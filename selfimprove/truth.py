@@ -151,6 +151,8 @@ class Collapse:
 
     @hookimpl
     def should_stop(self, lineage: Lineage) -> str | None:
+        if len(lineage) and lineage.round(-1).trials and not truth_of(lineage.round(-1)):
+            raise ConfigError("guard=collapse goes by the truth monitor, and it saw no rollouts; add middleware=[truth], or take the guard out")
         if len(lineage) < self.patience:
             return None
         reasons = [self._out(truth_of(lineage.round(-1 - back))) for back in range(self.patience)]

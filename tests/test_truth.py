@@ -142,6 +142,11 @@ def test_bounds_below() -> None:
     assert not guard.should_stop(lineage_of(0.4))
 
 
+def test_a_guard_without_the_monitor_does_not_watch_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"middleware=\[truth\]"):
+        session(tmp_path, middleware=[], observers=[Collapse({"across": 0.5}, {})]).improve()
+
+
 def test_a_guard_that_goes_by_labels_says_so() -> None:
     assert Collapse({"gap": 0.5}, {}).uses_labels
     assert not Collapse({"across": 0.5}, {"entropy": 0.1}).uses_labels

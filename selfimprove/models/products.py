@@ -1,7 +1,8 @@
 """Products with weights that do not train: laid out once as the processor's kernels want them, instead of at every call.
 
-oneDNN reorders a plain bfloat16 weight each time it multiplies it, which is a third of a product with few rows. torch offers the
-reordered form only where `torch.compile` freezes a graph; its operator is called here directly, and is left alone where it is missing.
+oneDNN reorders a plain bfloat16 weight each time it multiplies it, which shows where rows are few (decision 0010). torch offers
+the reordered form only where `torch.compile` freezes a graph; its operator is called here directly, and is left alone where it is
+missing.
 """
 
 from __future__ import annotations
