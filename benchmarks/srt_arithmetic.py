@@ -32,6 +32,7 @@ TRAINED = {
     "srt": ["rewarder=majority"],
     "true_labels": ["rewarder=verifier"],
     "random_reward": ["rewarder=chance"],
+    "offline": ["rewarder=majority_offline"],
     "self_certainty": ["rewarder=self_certainty"],
     "entropy": ["rewarder=token_entropy"],
 }

@@ -84,6 +84,33 @@ def _check_wrapper(plugin: Any) -> None:
             raise AdmissionError(f"middleware {_name(plugin)}: `{hook}` is no wrapper; mark it @hookimpl(wrapper=True), or give it a role")
 
 
+def steered_by_labels(roles: Mapping[str, Any], observers: Sequence[Any]) -> list[str]:
+    """What trains, selects or stops by labels, by name and place; a run where nothing does is label-free.
+
+    A selector or guard that goes by scores goes by labels where the evaluator reads them. An evaluator alone, or a monitor, steers nothing.
+    """
+    by_score = getattr(roles.get("evaluator"), "uses_labels", False)
+    places = [
+        *((roles[r], r) for r in ROLES if r != "evaluator" and r in roles),
+        *((o, "guard") for o in observers if "should_stop" in _implemented(o)),
+    ]
+    return [
+        f"{_name(plugin)} ({place})"
+        for plugin, place in places
+        if getattr(plugin, "uses_labels", False) or (by_score and getattr(plugin, "needs_scores", False))
+    ]
+
+
+def check_transductive(roles: Mapping[str, Any]) -> None:
+    """Raises: AdmissionError, where a role that learns reads labels, and the task trains on sealed questions."""
+    for role in ("editor", "rewarder", "updater"):
+        if getattr(roles.get(role), "uses_labels", False):
+            raise AdmissionError(
+                f"{_name(roles[role])} ({role}) reads labels, but task.transductive=true trains on sealed questions, whose answers stay sealed; "
+                f"choose a {role} that needs no labels, or task.transductive=false"
+            )
+
+
 def _check_payloads(roles: Mapping[str, Any]) -> None:
     editor = roles["editor"]
     produced: tuple[type, ...] | None = getattr(editor, "produces", None)

@@ -82,7 +82,7 @@ class Rollouts:
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:
         found = []
         for parent in parents:
-            asked = [(i, q, k) for i, q in self.questions(run, len(lineage)) for k in range(self.samples)]
+            asked = [(i, q, k) for i, q in self.questions(run, len(lineage), lineage.root) for k in range(self.samples)]
             prompts = [self.asking.prompt(i, q) for i, q, _ in asked]
             requests = [
                 self.asking.request(parent.parts["policy"], p, run.seed_for("propose", len(lineage), parent.id, q.id, k), logprobs=True)
@@ -92,10 +92,14 @@ class Rollouts:
                 found.append(Edit((parent.id,), self._rollout(c, prompt, item, question), group=f"{parent.id}/{question.id}"))
         return found
 
-    def questions(self, run: Run, number: int) -> list[tuple[Item, Question]]:
+    def pool(self, run: Run, root: Candidate | None) -> list[tuple[Item, Question]]:
+        """What questions are taken from; a subclass may go by a part of the root, which a plan does not have."""
+        return [(i, q) for i in run.task.train for q in i.questions]
+
+    def questions(self, run: Run, number: int, root: Candidate | None = None) -> list[tuple[Item, Question]]:
         """The questions of a round: those of its levels in one shuffled order, the next `prompts` of it each round."""
         most = self.levels[min(number, len(self.levels) - 1)] if self.levels else math.inf
-        everything = [(i, q) for i in run.task.train if i.level <= most for q in i.questions]
+        everything = [(i, q) for i, q in self.pool(run, root) if i.level <= most]
         order = run.rng("questions").permutation(len(everything)).tolist()
         count = min(self.prompts or len(order), len(order))
         return [everything[order[(number * count + n) % len(order)]] for n in range(count)]

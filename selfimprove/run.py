@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfimprove import identity
+from selfimprove.blobs import Blobs
 from selfimprove.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Run:
     _stage: str = "start"
     _total: int = 0
     _done: int = 0
+
+    @property
+    def blobs(self) -> Blobs:
+        """Small content of parts: votes, prompts, code."""
+        return Blobs(self.folder)
 
     def rng(self, *name: str | int) -> np.random.Generator:
         """The random stream called `name`, from its start: the same after a resume."""

@@ -49,6 +49,7 @@ def sealed_test(folder: Path, unfinished: bool = False, trust_env: bool = False)
             "candidate": chosen.id,
             "chosen": "best validation score" if lineage.best() else "latest",
             "rounds": len(lineage),
+            **({"transductive": True} if run.task.transductive else {}),
             "lineage": journal.lineage_digest(folder / runfolder.JOURNAL),
             "scores": [[i, records.encode_evaluation(e)] for i, e in scores],
             "spent": {unit: total - before[unit] for unit, total in run.ledger.totals.items()},
@@ -71,4 +72,6 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {evaluation.score:.4f} on {len(evaluation.per_item)} questions of the sealed test"
         for metric, value in sorted(evaluation.metrics.items()):
             yield f"  {metric}: {value:.4f}"
+    if result.get("transductive"):
+        yield "transductive: the run trained on these questions, without their answers"
     yield f"after {result['rounds']} rounds, lineage {result['lineage']}"

@@ -56,6 +56,8 @@ class Session:
         observers = [Journal(), parts.retention, *parts.observers]
         self.manager = plugins.admit(parts.roles, observers, parts.middleware)
         plugins.check_scores(parts.roles, observers)
+        if getattr(parts.task, "transductive", False):
+            plugins.check_transductive(parts.roles)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -81,11 +83,14 @@ class Session:
             "engine": dict(parts.engine.key),
             "seed": parts.seed,
             "task": {split: parts.task.fingerprint(split) for split in SPLITS},
+            **({"transductive": True} if self.run.task.transductive else {}),
         }
         try:
             if isinstance(parts.grader, Remembering):
                 parts.grader.remember(folder / VERDICTS)
-            self.lineage = self._resumed(identity) if any(read_lines(folder / "journal.jsonl")) else self._started(identity)
+            begun = any(read_lines(folder / "journal.jsonl"))
+            steered = plugins.steered_by_labels(parts.roles, observers)
+            self.lineage = self._resumed(identity) if begun else self._started({**identity, "steered_by_labels": steered})
         except BaseException:
             self.close()
             raise

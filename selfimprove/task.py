@@ -62,6 +62,8 @@ class TaskView:
         self._ledger = ledger
         self._evaluation_split = evaluation_split
         self._reader: tuple[str, bool] = ("a plugin outside every stage", True)
+        self.transductive = bool(getattr(task, "transductive", False))
+        """Whether `train` is the sealed questions themselves, without their answers, which stay sealed; then every result says so."""
         self._items: dict[Split, tuple[Item, ...]] = {}
         self._answers: dict[Split, Mapping[str, tuple[str, ...]]] = {}
 
@@ -71,7 +73,8 @@ class TaskView:
 
     @property
     def train(self) -> tuple[Item, ...]:
-        return self._open("train")
+        """What a strategy trains on: the train split, or the sealed questions of a transductive task."""
+        return self._open("test" if self.transductive else "train")
 
     @property
     def validation(self) -> tuple[Item, ...]:
@@ -90,14 +93,17 @@ class TaskView:
     def labels(self, questions: Iterable[Question]) -> dict[str, tuple[str, ...]]:
         """The accepted answers of these questions, by id; charged to the ledger as labels.
 
-        Raises: LabelError, where the plugin at work does not declare ``uses_labels = True``.
+        Raises: LabelError, where the plugin at work does not declare ``uses_labels = True``; SealedError, for a question of the test split.
         """
         name, declared = self._reader
         if not declared:
             raise LabelError(f"{name} read labels, but does not declare `uses_labels = True`; declare it, or do without")
         found: dict[str, tuple[str, ...]] = {}
-        splits: list[Split] = list(self._items)
+        sealed = self._sealed()
+        splits: list[Split] = [s for s in self._items if not (sealed and s == "test")]
         for question in questions:
+            if question.id in sealed:
+                raise SealedError(f"question {question.id!r} is of the test split: the run may train on it, but its answer stays sealed")
             for split in splits:
                 if split not in self._answers:
                     self._answers[split] = self._task.answers(split)
@@ -117,6 +123,12 @@ class TaskView:
             yield
         finally:
             self._reader = before
+
+    def _sealed(self) -> frozenset[str]:
+        """The ids of opened questions whose answers stay sealed."""
+        if not self.transductive or self._evaluation_split == "test":
+            return frozenset()
+        return frozenset(q.id for item in self._items.get("test", ()) for q in item.questions)
 
     def _open(self, split: Split) -> tuple[Item, ...]:
         if split not in self._items:

@@ -12,7 +12,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Equating
 from selfimprove.hooks import hookimpl
 from selfimprove.payloads import Rollout
@@ -69,7 +68,7 @@ class TruthMonitor:
         found = {"reward": _mean(scored)} if scored else {}
         if isinstance(run.grader, Equating):
             found |= answers(run.grader.classes([r.text for r in rollouts]), list(groups.values()))
-        if self.labels:
+        if self.labels and not run.task.transductive:  # the answers stay sealed
             found |= self._truth(run, rollouts, [r.score for _, r in pairs], list(groups.values()))
         if self.kl and (told := [r for r in rollouts if r.logprobs]):
             root = run.models.score([as_score(lineage.root.parts["policy"], r) for r in told])
@@ -120,52 +119,6 @@ def truth_of(one: Round) -> dict[str, float]:
     """What the monitor found in a round, without the prefix; the mean where it had several parents."""
     rows = [{n.removeprefix(PREFIX): v for n, v in e.metrics.items() if n.startswith(PREFIX)} for _, e in one.scores]
     return {n: _mean([r[n] for r in rows if n in r]) for n in dict.fromkeys(n for r in rows for n in r)}
-
-
-@dataclass
-class Collapse:
-    """Stop when a metric of the truth monitor leaves its bounds, in `patience` rounds in a row.
-
-    The bounds in the configuration go by what needs no label (`across`, `entropy`, `kl`); one on ``accuracy``, ``gap`` or ``pseudo_label`` makes the
-    guard, and its arm, one that reads labels.
-
-    Args:
-        above: the most that a metric may be.
-        below: the least that a metric may be.
-        patience: rounds in a row that must be out of bounds.
-    """
-
-    above: Mapping[str, float]
-    below: Mapping[str, float]
-    patience: int = 1
-
-    def __post_init__(self) -> None:
-        if unknown := sorted({*self.above, *self.below} - set(METRICS)):
-            raise ConfigError(f"guard.collapse bounds {', '.join(METRICS)}; got {', '.join(unknown)}")
-        if self.patience < 1:
-            raise ConfigError(f"guard.collapse.patience is at least 1; got {self.patience}")
-
-    @property
-    def uses_labels(self) -> bool:
-        return bool(LABELLED & {*self.above, *self.below})
-
-    @hookimpl
-    def should_stop(self, lineage: Lineage) -> str | None:
-        if len(lineage) and lineage.round(-1).trials and not truth_of(lineage.round(-1)):
-            raise ConfigError("guard=collapse goes by the truth monitor, and it saw no rollouts; add middleware=[truth], or take the guard out")
-        if len(lineage) < self.patience:
-            return None
-        reasons = [self._out(truth_of(lineage.round(-1 - back))) for back in range(self.patience)]
-        return reasons[0] if None not in reasons else None
-
-    def _out(self, metrics: Mapping[str, float]) -> str | None:
-        for name, limit in self.above.items():
-            if metrics.get(name, -math.inf) > limit:
-                return f"the run collapses: truth/{name} is {metrics[name]:.3f}, above {limit:g}"
-        for name, limit in self.below.items():
-            if metrics.get(name, math.inf) < limit:
-                return f"the run collapses: truth/{name} is {metrics[name]:.3f}, below {limit:g}"
-        return None
 
 
 def _entropy(counts: Counter[Any]) -> float:

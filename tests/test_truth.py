@@ -1,4 +1,4 @@
-"""The truth monitor by hand on scripted rollouts, what it charges, and the guard that goes by it."""
+"""The truth monitor by hand on scripted rollouts, and what it charges."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfimprove.errors import ConfigError
 from selfimprove.graders import Exact
 from selfimprove.hooks import hookimpl
 from selfimprove.journal import lineage_digest
 from selfimprove.models import Lora
 from selfimprove.payloads import Rollout
 from selfimprove.policy_gradient import PolicyGradient
-from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
+from selfimprove.records import Edit, Evaluation, Trial
 from selfimprove.rollouts import PassAtK, Rollouts
 from selfimprove.session import Session
 from selfimprove.testing import digest_after_kill, kill_points, toy_session
 from selfimprove.testing.toys import NoopRewarder
-from selfimprove.truth import Collapse, TruthMonitor, answers, preferred, truth_of
+from selfimprove.truth import TruthMonitor, answers, preferred, truth_of
 
 
 class First:
@@ -115,47 +114,6 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = lineage_digest(tmp_path / "whole" / "journal.jsonl")
     for at in sorted({0, 1, total // 3, 2 * total // 3, total - 1}):
         assert digest_after_kill(maker, tmp_path / str(at), at) == whole, f"killed at instant {at} of {total}"
-
-
-# ---- the guard ----
-
-
-def lineage_of(*across: float) -> Lineage:
-    lineage = Lineage(Candidate.root())
-    for value in across:
-        lineage = lineage + Round(scores=((lineage.root.id, Evaluation(None, {"truth/across": value}, error="-")),))
-    return lineage
-
-
-@pytest.mark.parametrize(
-    ("patience", "across", "stops"), [(1, (0.2, 0.9), True), (2, (0.2, 0.9), False), (2, (0.9, 0.8), True), (1, (), False), (3, (0.9,), False)]
-)
-def test_a_collapse_stops_a_run(patience: int, across: tuple[float, ...], stops: bool) -> None:
-    reason = Collapse({"across": 0.5}, {}, patience).should_stop(lineage_of(*across))
-    assert bool(reason) is stops
-    assert reason is None or "truth/across is" in reason
-
-
-def test_bounds_below() -> None:
-    guard = Collapse({}, {"across": 0.3})
-    assert guard.should_stop(lineage_of(0.2))
-    assert not guard.should_stop(lineage_of(0.4))
-
-
-def test_a_guard_without_the_monitor_does_not_watch_in_silence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"middleware=\[truth\]"):
-        session(tmp_path, middleware=[], observers=[Collapse({"across": 0.5}, {})]).improve()
-
-
-def test_a_guard_that_goes_by_labels_says_so() -> None:
-    assert Collapse({"gap": 0.5}, {}).uses_labels
-    assert not Collapse({"across": 0.5}, {"entropy": 0.1}).uses_labels
-
-
-@pytest.mark.parametrize("options", [{"above": {"acros": 1}, "below": {}}, {"above": {}, "below": {}, "patience": 0}])
-def test_bounds_that_make_no_sense(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"guard\.collapse"):
-        Collapse(**options)
 
 
 def test_edits_are_records() -> None:

@@ -33,7 +33,7 @@ def closing_table(folder: Path) -> Table:
     Raises: ResumeError, where the folder holds no run.
     """
     run = history(folder)
-    table = Table(title="Closed-book accuracy on questions never trained on", title_justify="left")
+    table = Table(title="Accuracy on questions never trained on", title_justify="left")
     for heading, justify in (("", "left"), ("accuracy", "right"), ("standard error", "right"), ("questions", "right")):
         table.add_column(heading, justify="right" if justify == "right" else "left")
     rows = closing_rows(run)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -33,8 +35,13 @@ def render_run(folder: Path, console: Console) -> None:
     Raises: ResumeError, where the folder holds no run.
     """
     run = history(folder)
-    root = run.lineage.root
+    root, said = run.lineage.root, _identity(folder)
     console.print(Text(f"{folder}: {len(run.lineage)} rounds, {run.lineage.size} candidates, lineage {lineage_digest(folder / 'journal.jsonl')}"))
+    if "steered_by_labels" in said:
+        steered = ", ".join(map(str, said["steered_by_labels"]))
+        console.print(Text(f"labels steer it through {steered}" if steered else "label-free: nothing that trains, selects or stops reads labels"))
+    if said.get("transductive"):
+        console.print(Text("transductive: it trains on the sealed questions, without their answers"))
     if not len(run.lineage):
         console.print(Text(f"no round is finished; the root is {_short(root.id)}. `selfimprove resume {folder}` goes on"))
     parts: list[RenderableType | None] = [rounds_table(run), rewards_table(run), edits_table(run), ledger_table(run), lineage_tree(run)]
@@ -45,6 +52,14 @@ def render_run(folder: Path, console: Console) -> None:
     if any(m.startswith(ARM) for e in run.evaluations().values() for m in e.metrics):
         console.print()
         console.print(closing_table(folder))
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    """What the run says of itself; nothing where that cannot be read, since showing a run needs it least."""
+    try:
+        return dict(json.loads((folder / "identity.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def rounds_table(run: History) -> RenderableType:

@@ -44,6 +44,7 @@ class Problems:
         rows: the split of that dataset to read; our splits are cut from it.
         train, validation, test: how many problems each split has, as a count or as a fraction of all.
         seed: which problems go where.
+        transductive: train on the sealed problems, without their answers; every result then says so.
     """
 
     name = "problems"
@@ -58,6 +59,7 @@ class Problems:
         validation: float = 0.1,
         test: float = 0.3,
         seed: int = 0,
+        transductive: bool = False,
     ) -> None:
         if path is None and dataset is None:
             raise ConfigError(f"there is nothing to read the problems from; give task.path=FILE ({SHAPE}), or task.dataset=HUB_ID")
@@ -67,7 +69,7 @@ class Problems:
         self.sizes: dict[Split, float] = {"train": train, "validation": validation, "test": test}
         for split, size in self.sizes.items():
             check_size(split, size)
-        self.seed = seed
+        self.seed, self.transductive = seed, transductive
         self._loaded: tuple[str, list[Problem]] | None = None
 
     def items(self, split: Split) -> Sequence[Item]:

@@ -67,6 +67,7 @@ class ReasoningGym:
         options: further options of the family, for all levels.
         train, validation, test: how many questions each split has.
         seed: other questions, unless the family has too few.
+        transductive: train on the sealed questions, without their answers; every result then says so.
     """
 
     name = "reasoning"
@@ -80,6 +81,7 @@ class ReasoningGym:
         validation: int = 20,
         test: int = 48,
         seed: int = 0,
+        transductive: bool = False,
     ) -> None:
         if importlib.util.find_spec("reasoning_gym") is None:
             raise ConfigError(
@@ -96,7 +98,7 @@ class ReasoningGym:
                 raise ConfigError(f"task.{split}={size} is no number of questions; give 0 or more")
         if not levels:
             raise ConfigError("task.levels is empty; give at least one level, such as task.levels=[0]")
-        self.family, self.seed = family, seed
+        self.family, self.seed, self.transductive = family, seed, transductive
         self.levels = [{**level_options(family, level), **(options or {})} for level in levels]
         for number, level in enumerate(self.levels):
             _dataset(family, level, 0, f"task.levels[{number}]")

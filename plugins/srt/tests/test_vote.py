@@ -107,6 +107,18 @@ def test_soft_rewards_are_shares(tmp_path: Path) -> None:
     assert [r.score for r in rewarded(tmp_path / "tie", MajorityVote(soft=True), trials("a", "b"))] == [0.5, 0.5]
 
 
+def test_the_surest_questions_are_kept(tmp_path: Path) -> None:
+    given = [*trials("a", "b", "c"), *trials("a", "a", "b", group="h")]
+    found = rewarded(tmp_path, MajorityVote(keep=0.5), given)
+    assert [r.score for r in found] == [None, None, None, 1, 1, 0]
+    assert found[0].error == "other questions of the round have larger majorities"
+
+
+def test_some_rollouts_only_vote(tmp_path: Path) -> None:
+    found = rewarded(tmp_path, MajorityVote(trained=2), trials("b", "a", "a", "a"))
+    assert [r.score for r in found] == [0, 1, None, None]
+
+
 class TestContract(RewarderContract):
     def make_plugin(self) -> Any:
         return MajorityVote()
@@ -146,6 +158,6 @@ def test_the_strategy_composes(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     assert main(["run", "strategy=srt", "rewarder.threshold=0.6", "--cfg", "job"]) == 0
     found = yaml.safe_load(capsys.readouterr().out)
-    assert found["rewarder"] == {"_target_": "selfimprove_srt.MajorityVote", "threshold": 0.6, "soft": False}
+    assert found["rewarder"] == {"_target_": "selfimprove_srt.MajorityVote", "threshold": 0.6, "soft": False, "keep": 1.0, "trained": 0}
     assert found["updater"]["algorithm"] == "rloo"
     assert found["task"]["family"] == "products"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfimprove import Evaluation, Run, Trial, hookimpl
 from selfimprove.errors import ConfigError
@@ -52,16 +52,22 @@ class MajorityVote:
     Args:
         threshold: the least share of all rollouts that a majority needs; SRT's online filter is 0.6.
         soft: reward a rollout with the share of its answer instead of 1 or 0; then ties are no reason to abstain.
+        keep: the share of a round's questions that is rewarded, those with the largest majorities first: oversample and keep.
+        trained: how many rollouts of a question are rewarded, the others only vote (TTRL: 32 of 64); 0 rewards all.
     """
 
     threshold: float = 0.0
     soft: bool = False
+    keep: float = 1.0
+    trained: int = 0
 
     consumes = (Rollout,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"rewarder.threshold is a share between 0 and 1; got {self.threshold}")
+        if not 0 < self.keep <= 1 or self.trained < 0:
+            raise ConfigError(f"rewarder wants 0 < keep <= 1 and trained >= 0; got {self.keep} and {self.trained}")
 
     @hookimpl
     def prepare(self, run: Run) -> None:
@@ -73,13 +79,20 @@ class MajorityVote:
         groups: dict[str, list[int]] = {}
         for i, trial in enumerate(trials):
             groups.setdefault(trial.edit.group, []).append(i)
+        classes = {g: grader.classes([trials[i].edit.payload.text for i in members]) for g, members in groups.items()}
+        votes = {g: count_votes(c) for g, c in classes.items()}
+        surest = sorted(votes, key=lambda g: -votes[g].share)  # stable: of equally sure questions, the first
+        kept = set(surest[: math.ceil(self.keep * len(surest))])
         found: dict[int, Evaluation] = {}
-        for members in groups.values():
-            classes = grader.classes([trials[i].edit.payload.text for i in members])
-            vote = count_votes(classes)
-            for i, answer, share in zip(members, classes, vote.shares, strict=True):
-                found[i] = self._evaluation(vote, answer, share)
+        for g, members in groups.items():
+            for n, (i, answer, share) in enumerate(zip(members, classes[g], votes[g].shares, strict=True)):
+                found[i] = self._evaluation(votes[g], answer, share) if g in kept else self._dropped(votes[g])
+                if self.trained and n >= self.trained and found[i].score is not None:
+                    found[i] = replace(found[i], score=None, error="the rollout only votes")
         return [found[i] for i in range(len(trials))]
+
+    def _dropped(self, vote: Vote) -> Evaluation:
+        return Evaluation(None, {"share": vote.share, "entropy": vote.entropy}, error="other questions of the round have larger majorities")
 
     def _evaluation(self, vote: Vote, answer: int | None, share: float) -> Evaluation:
         metrics = {"share": vote.share, "entropy": vote.entropy}

@@ -1,0 +1,95 @@
+"""What to do when the truth monitor sees a run collapse: stop, or go back to the last good candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from selfimprove.errors import ConfigError
+from selfimprove.hooks import hookimpl
+from selfimprove.records import Candidate, Lineage
+from selfimprove.truth import LABELLED, METRICS, truth_of
+
+
+@dataclass(kw_only=True)
+class Bounds:
+    """Between what limits the metrics of the truth monitor are healthy.
+
+    Those on ``accuracy``, ``gap`` or ``pseudo_label`` go by hidden labels: then whoever holds the bounds reads labels, and its arm is
+    not label-free.
+
+    Args:
+        above: the most that a metric may be.
+        below: the least that a metric may be.
+    """
+
+    above: Mapping[str, float] = field(default_factory=dict)
+    below: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.above, *self.below} - set(METRICS)):
+            raise ConfigError(f"{type(self).__name__} bounds {', '.join(METRICS)}; got {', '.join(unknown)}")
+
+    @property
+    def uses_labels(self) -> bool:
+        return bool(LABELLED & {*self.above, *self.below})
+
+    def broken(self, metrics: Mapping[str, float]) -> str | None:
+        """The first bound that these metrics break; None where all hold, or are not measured."""
+        for name, limit in self.above.items():
+            if metrics.get(name, -math.inf) > limit:
+                return f"truth/{name} is {metrics[name]:.3f}, above {limit:g}"
+        for name, limit in self.below.items():
+            if metrics.get(name, math.inf) < limit:
+                return f"truth/{name} is {metrics[name]:.3f}, below {limit:g}"
+        return None
+
+    def seen(self, lineage: Lineage) -> None:
+        """Raises: ConfigError, where the last round had trials and the monitor saw nothing of it."""
+        if len(lineage) and lineage.round(-1).trials and not truth_of(lineage.round(-1)):
+            raise ConfigError(f"{type(self).__name__} goes by the truth monitor, and it saw no rollouts; add middleware=[truth], or choose another")
+
+
+@dataclass(kw_only=True)
+class Collapse(Bounds):
+    """A guard that stops when a metric leaves its bounds, in `patience` rounds in a row.
+
+    Args:
+        above, below: as of `Bounds`.
+        patience: rounds in a row that must be out of bounds.
+    """
+
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience < 1:
+            raise ConfigError(f"guard.collapse.patience is at least 1; got {self.patience}")
+
+    @hookimpl
+    def should_stop(self, lineage: Lineage) -> str | None:
+        self.seen(lineage)
+        if len(lineage) < self.patience:
+            return None
+        reasons = [self.broken(truth_of(lineage.round(-1 - back))) for back in range(self.patience)]
+        return f"the run collapses: {reasons[0]}" if None not in reasons else None
+
+
+@dataclass(kw_only=True)
+class BeforeCollapse(Bounds):
+    """A selector of the youngest candidate without a collapsed one among itself and its ancestors; the root, where even that collapsed.
+
+    A candidate is judged by the rounds in which it was the parent, since it is its own rollouts that the monitor measures; one that never
+    was a parent counts as healthy, and is found out in the round that it begins.
+    """
+
+    @hookimpl
+    def select(self, lineage: Lineage) -> Sequence[Candidate]:
+        self.seen(lineage)
+        rounds = (lineage.round(i) for i in range(len(lineage)))
+        bad = {p for r in rounds if self.broken(truth_of(r)) for p in r.parents}
+        for candidate in lineage:  # parents come before their children
+            if bad & set(candidate.parents):
+                bad.add(candidate.id)
+        return [next((c for c in reversed(lineage) if c.id not in bad), lineage.root)]
