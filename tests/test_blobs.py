@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from selfimprove.blobs import Blobs
 from selfimprove.errors import StorageError
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False) | st.text()
 JSON = st.recursive(LEAVES, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8)
 
 

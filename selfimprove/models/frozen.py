@@ -57,6 +57,9 @@ class Frozen:
         embedding = self.model.get_input_embeddings().weight
         self.head_flops = 2 * embedding.numel()
         self.body_flops = 2 * (sum(p.numel() for p in self.model.parameters()) - embedding.numel())
+        self.shares = dtype != torch.float64
+        """Whether documents that train may share a beginning. In float64, which is for comparisons, the model's norms still round gradients to
+        float32, and a shared one is rounded once instead of once per document."""
         self._merged: tuple[str, ...] = ()
         self._originals: dict[str, Tensor] = {}
         self._laid = lay_out(m for m in self.model.modules() if isinstance(m, torch.nn.Linear))

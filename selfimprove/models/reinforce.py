@@ -11,7 +11,8 @@ from selfimprove.models.api import Objective, Reinforce, Sample
 from selfimprove.models.bank import Bank
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.optimizer import BankAdamW
-from selfimprove.models.train import Encoded, Weigh, backward, passes, plan
+from selfimprove.models.rows import Encoded
+from selfimprove.models.train import Weigh, backward, passes, plan
 
 Start = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """The weights of an adapter, and its optimizer's moments; empty where they begin."""
@@ -56,7 +57,7 @@ def reinforce(
     with bank.attached():
         for step in range(max(map(len, plans), default=0)):
             active = [k for k, p in enumerate(plans) if step < len(p)]
-            for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens):
+            for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens, frozen.shares):
                 sums, _ = backward(frozen, bank, group, logit_rows, lambda rows, *_: weigher(rows, objective), objective.temperature)
                 for (k, batch), found in zip(group, sums, strict=True):
                     last = step >= len(plans[k]) - len(plans[k]) // lora.epochs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,21 +13,8 @@ from selfimprove.models.api import Lora, Train
 from selfimprove.models.bank import Bank
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.optimizer import BankAdamW
-from selfimprove.models.packing import Ragged
-
-
-@dataclass(slots=True)
-class Encoded:
-    """A document as tokens."""
-
-    ids: list[int]
-    start: int
-    """Position of the first token that carries loss."""
-    below: Tensor | None = None
-    """Hidden states below the lowest adapter, where they are kept. (len(ids), d)"""
-    values: Tensor | None = None
-    """What an objective knows about every token that carries loss. (len(ids) − start, ·)"""
-
+from selfimprove.models.packing import Packed, Ragged
+from selfimprove.models.rows import Encoded, Row, kept, rows_of
 
 SOFTMAX_ROWS = 32
 """Rows of logits that become their gradient at a time, while a processor's cache holds them."""
@@ -59,7 +46,7 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
     with bank.attached(), frozen.layers(lora.first_layer, None) if split else contextlib.nullcontext():
         for step in range(max(map(len, plans))):
             active = [k for k, p in enumerate(plans) if step < len(p)]
-            for group in passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], step_tokens):
+            for group in passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], step_tokens, frozen.shares):
                 losses, counts = backward(frozen, bank, group, logit_rows)
                 last = [step >= len(plans[k]) - len(plans[k]) // lora.epochs for k, _ in group]
                 loss[group[0][0] : group[-1][0] + 1] += losses * frozen.tensor(last)
@@ -81,32 +68,30 @@ def backward(
 ) -> tuple[Tensor, list[int]]:
     """Makes the gradients those of each adapter's loss; returns sums of what the loss tells (on the device, unwaited for) and numbers of targets."""
     first = group[0][0]
-    owned = sorted(((k - first, d) for k, batch in group for d in batch), key=lambda x: len(x[1].ids))
-    owners, rows = [g for g, _ in owned], [d for _, d in owned]
-    bank.use(Ragged.by_owner(owners, [len(d.ids) for d in rows], len(group), frozen.device), slice(first, first + len(group)))
-    below = torch.cat([d.below for d in rows if d.below is not None])[None] if rows[0].below is not None else None
-    hidden = frozen.packed([d.ids for d in rows], below)  # (T, d)
-    keep: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    at = 0
-    for g, d in owned:
-        begin = max(1, d.start)  # the first token has nothing to be predicted from
-        keep += range(at + begin - 1, at + len(d.ids) - 1)
-        targets += d.ids[begin:]
-        owner += [g] * (len(d.ids) - begin)
-        at += len(d.ids)
-    if not targets:  # every text is empty, and nothing predicts its end
+    rows = sorted(((k - first, row) for k, batch in group for row in rows_of(batch, frozen.shares)), key=lambda x: x[1].length)
+    if not rows:  # every text is empty, and nothing predicts its end
         for stack in bank.parameters():
             if stack.grad is not None:
                 stack.grad[first : first + len(group)] = 0
         return torch.zeros(len(group), device=frozen.device), [0] * len(group)
+    lengths = [row.length for _, row in rows]
+    bank.use(Ragged.by_owner([g for g, _ in rows], lengths, len(group), frozen.device), slice(first, first + len(group)))
+    alone = all(len(row.documents) == 1 for _, row in rows)
+    attend = Packed(lengths, frozen.device, branches=None if alone else [row.branches() for _, row in rows])
+    below = kept([row for _, row in rows])
+    ids, positions = (frozen.tensor([x for _, row in rows for x in part(row)])[None] for part in (Row.tokens, Row.positions))
+    hidden = frozen.forward(ids, positions, attend, below=None if below is None else below[None])[0]  # (T, d)
+    owned = [(g, d) for g, row in rows for d in row.documents]
+    targets = [t for _, d in owned for t in d.ids[d.begin :]]
+    owner = [g for g, d in owned for _ in d.ids[d.begin :]]
+    begins = itertools.accumulate(lengths[:-1], initial=0)
+    keep = [begin + place for begin, (_, row) in zip(begins, rows, strict=True) for place in row.sources()]
     counts = torch.bincount(torch.tensor(owner), minlength=len(group))
     whose = frozen.tensor(owner)
     weigh = loss(owned, whose, counts.to(frozen.device))
-    kept = hidden.index_select(0, frozen.tensor(keep))
-    told, grad = head_gradient(kept.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature)
-    kept.backward(grad)  # type: ignore[no-untyped-call]
+    used = hidden.index_select(0, frozen.tensor(keep))
+    told, grad = head_gradient(used.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature)
+    used.backward(grad)  # type: ignore[no-untyped-call]
     sums = torch.zeros((len(group), *told.shape[1:]), device=frozen.device).index_add_(0, whose, told.float())
     return sums, counts.tolist()
 
@@ -142,7 +127,7 @@ def cache_below(frozen: Frozen, documents: Sequence[Encoded], first_layer: int, 
     distinct = {tuple(d.ids): d for d in documents}
     with frozen.layers(0, first_layer):
         ordered = sorted(distinct.values(), key=lambda d: len(d.ids))
-        for group in passes([(i, [d]) for i, d in enumerate(ordered)], step_tokens):
+        for group in passes([(i, [d]) for i, d in enumerate(ordered)], step_tokens, share=False):
             rows = [d for _, batch in group for d in batch]
             hidden = frozen.packed([d.ids for d in rows])
             for d, states in zip(rows, torch.split(hidden, [len(d.ids) for d in rows]), strict=True):
@@ -161,12 +146,12 @@ def plan(documents: int, lora: Lora, seed: int) -> list[list[int]]:
     return steps
 
 
-def passes(batches: Sequence[Batch], limit: int) -> Iterator[list[Batch]]:
-    """Runs of neighbouring adapters whose batches have at most `limit` tokens together (or are one adapter's)."""
+def passes(batches: Sequence[Batch], limit: int, share: bool) -> Iterator[list[Batch]]:
+    """Runs of neighbouring adapters whose batches compute at most `limit` tokens together (or are one adapter's)."""
     group: list[Batch] = []
     size = 0
     for k, batch in batches:
-        more = sum(len(d.ids) for d in batch)
+        more = sum(row.length for row in rows_of(batch, share))
         if group and (size + more > limit or group[-1][0] != k - 1):
             yield group
             group, size = [], 0

@@ -22,8 +22,9 @@ from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.layer import Layered
 from selfimprove.models.optimizer import BankAdamW
 from selfimprove.models.packing import Ragged
+from selfimprove.models.rows import Encoded
 from selfimprove.models.torch_engine import TorchEngine
-from selfimprove.models.train import Encoded, backward, cache_below, head_gradient, plan
+from selfimprove.models.train import backward, cache_below, head_gradient, plan
 
 Engines = Callable[..., TorchEngine]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -292,7 +293,7 @@ def test_replicates_differ_and_equal_seeds_do_not(engines: Engines) -> None:
     engine = engines()
     three = in_a_bank(engine, [Train(engine.root, documents(0, 2), settings(), seed=s) for s in (0, 1, 0)])
     assert any(not torch.equal(three[0][n], three[1][n]) for n in three[0])
-    assert all(torch.allclose(three[0][n], three[2][n], atol=1e-6) for n in three[0])
+    assert all(torch.allclose(three[0][n], three[2][n], atol=1e-5) for n in three[0])  # slots of one product round differently
 
 
 # ---- what carries loss, what is charged ----
