@@ -73,10 +73,11 @@ class Rollouts:
             raise ConfigError(f"editor wants prompts >= 0 and samples >= 1; got {self.prompts} and {self.samples}")
 
     @hookimpl
-    def prepare(self, run: Run) -> None:
+    def prepare(self, root: Candidate, run: Run) -> Candidate | None:
         for number in range(len(self.levels) or 1):
-            if not self.questions(run, number):
+            if not self.questions(run, number, root):
                 raise ConfigError("there is no training question to answer; raise task.train" + (" or editor.levels" if self.levels else ""))
+        return None
 
     @hookimpl
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:

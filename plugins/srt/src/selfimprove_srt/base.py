@@ -126,7 +126,7 @@ class EasiestRollouts(Rollouts):
 
     @hookimpl
     def prepare(self, root: Candidate, run: Run) -> Candidate:
-        super().prepare(run)
+        super().prepare(root, run)
         return with_votes(root, run, self.votes)
 
     def pool(self, run: Run, root: Candidate | None) -> list[tuple[Item, Question]]:
