@@ -18,7 +18,7 @@ from selfimprove.graders import Exact
 from selfimprove.models import Lora
 from selfimprove.payloads import Rollout
 from selfimprove.policy_gradient import PolicyGradient
-from selfimprove.records import Edit, Evaluation, Trial
+from selfimprove.records import Candidate, Edit, Evaluation, Trial
 from selfimprove.rollouts import PassAtK, Rollouts
 from selfimprove.session import Session
 from selfimprove.testing import RewarderContract, toy_session
@@ -112,6 +112,12 @@ def test_the_surest_questions_are_kept(tmp_path: Path) -> None:
     found = rewarded(tmp_path, MajorityVote(keep=0.5), given)
     assert [r.score for r in found] == [None, None, None, 1, 1, 0]
     assert found[0].error == "other questions of the round have larger majorities"
+
+
+def test_a_text_that_was_cut_has_no_answer(tmp_path: Path) -> None:
+    given = trials("4", "9", "4")
+    cut = [Trial(Edit(("p",), Rollout("9", finished=False), "g"), Candidate(f"cut{i}", {})) for i in range(5)]
+    assert [r.score for r in rewarded(tmp_path, MajorityVote(), [*given, *cut])] == [1, 0, 1, 0, 0, 0, 0, 0]
 
 
 def test_some_rollouts_only_vote(tmp_path: Path) -> None:

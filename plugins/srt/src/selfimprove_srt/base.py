@@ -10,11 +10,12 @@ from typing import TypedDict
 from selfimprove import Candidate, Evaluation, Lineage, Run, Trial, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Equating, equating
+from selfimprove.models import Completion
 from selfimprove.payloads import Rollout
 from selfimprove.records import Part
 from selfimprove.rollouts import Rollouts, asking_of
 from selfimprove.task import Item, Question
-from selfimprove_srt.vote import count_votes
+from selfimprove_srt.vote import answers, count_votes
 
 VOTES = "votes"
 """The part of the root that names what the base model voted."""
@@ -41,8 +42,8 @@ def take_votes(run: Run, policy: Part, samples: int) -> dict[str, Ballot]:
     asking, grader = asking_of(run), equating(run.grader)
     asked = [(i, q) for i in run.task.train for q in i.questions]
     requests = [asking.request(policy, asking.prompt(i, q), run.seed_for("votes", q.id, k)) for i, q in asked for k in range(samples)]
-    texts = [c.text for c in run.models.generate(requests)]
-    return {q.id: _ballot(texts[n * samples : (n + 1) * samples], grader) for n, (_, q) in enumerate(asked)}
+    found = run.models.generate(requests)
+    return {q.id: _ballot(found[n * samples : (n + 1) * samples], grader) for n, (_, q) in enumerate(asked)}
 
 
 def votes_of(lineage: Lineage, run: Run) -> Mapping[str, Ballot]:
@@ -51,10 +52,10 @@ def votes_of(lineage: Lineage, run: Run) -> Mapping[str, Ballot]:
     return found
 
 
-def _ballot(texts: Sequence[str], grader: Equating) -> Ballot:
-    classes = grader.classes(texts)
+def _ballot(found: Sequence[Completion], grader: Equating) -> Ballot:
+    classes = answers(grader, found)
     vote = count_votes(classes)
-    return Ballot(answer=None if vote.winner is None else texts[classes.index(vote.winner)], share=vote.share)
+    return Ballot(answer=None if vote.winner is None else found[classes.index(vote.winner)].text, share=vote.share)
 
 
 @dataclass
@@ -92,8 +93,9 @@ class OfflineMajority:
         found: dict[int, Evaluation] = {}
         for question, members in groups.items():
             ballot = votes.get(question, Ballot(answer=None, share=0.0))
-            label, *answers = grader.classes([ballot["answer"] or "", *(trials[i].edit.payload.text for i in members)])
-            found |= {i: self._evaluation(ballot, label, answer) for i, answer in zip(members, answers, strict=True)}
+            given = [Rollout(ballot["answer"] or ""), *(trials[i].edit.payload for i in members)]
+            label, *own = answers(grader, given)
+            found |= {i: self._evaluation(ballot, label, answer) for i, answer in zip(members, own, strict=True)}
         return [found[i] for i in range(len(trials))]
 
     def _evaluation(self, ballot: Ballot, label: int | None, answer: int | None) -> Evaluation:
