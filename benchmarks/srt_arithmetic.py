@@ -156,12 +156,33 @@ def report(options: argparse.Namespace) -> None:
     compared = {
         f"{a}_vs_{b}": difference(graded[a]["pass_at_1"], graded[b]["pass_at_1"]) for a in TRAINED if a in graded for b in UNTRAINED if b in graded
     }
-    made = {"arms": arms, "pass_at_1_differences": compared, "runs": runs, "command": sys.argv[1:], "commit": commit(), "versions": versions()}
+    verdicts = {a: verdict(a, compared) for a in TRAINED if a in graded and "untrained" in graded}
+    made = {
+        "arms": arms,
+        "pass_at_1_differences": compared,
+        "verdicts": verdicts,
+        "runs": runs,
+        "command": sys.argv[1:],
+        "commit": commit(),
+        "versions": versions(),
+    }
     write_json(options.out, made)
     for arm, found in arms.items():
         one, eight = found["pass_at_1"], found["pass_at_8"]
-        print(f"{arm:28s} pass@1 {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]  pass@8 {eight['mean']:.3f}")
+        said = f"  {verdicts[arm]}" if arm in verdicts else ""
+        print(f"{arm:28s} pass@1 {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]  pass@8 {eight['mean']:.3f}{said}")
     plot(runs, options.out.with_suffix(".svg"))
+
+
+def verdict(arm: str, compared: Mapping[str, Mapping[str, float]]) -> str:
+    """``learning`` where an arm is above the untrained model at temperature 1, greedily and at its best temperature, by intervals above 0;
+    ``sharpening`` where it is above temperature 1 only; ``no gain``, or ``loss``, elsewhere."""
+    against = {b: compared[f"{arm}_vs_{b}"] for b in ("untrained", "untrained_greedy", "untrained_best_temperature")}
+    if all(d["low"] > 0 for d in against.values()):
+        return "learning"
+    if against["untrained"]["low"] > 0:
+        return "sharpening"
+    return "loss" if against["untrained"]["high"] < 0 else "no gain"
 
 
 def rounds_of(folder: Path) -> dict[str, Any]:
