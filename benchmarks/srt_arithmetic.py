@@ -36,6 +36,8 @@ TRAINED = {
     "self_certainty": ["rewarder=self_certainty"],
     "entropy": ["rewarder=token_entropy"],
 }
+SETTING = ["editor.levels=[0]"]
+"""What every run has: it trains on products of one-digit numbers; validation and the sealed test hold longer ones too."""
 UNTRAINED = ("untrained", "untrained_greedy", "untrained_best_temperature", "majority")
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Among which the best one on validation is chosen."""
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=[*TRAINED], default=[*TRAINED])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--train", type=int, default=40, help="training questions")
     parser.add_argument("--test", type=int, default=30, help="sealed questions")
     parser.add_argument("--work", type=Path, default=Path("runs", "srt_arithmetic"))
@@ -60,7 +62,9 @@ def main() -> None:
         for arm in options.arms:
             folder = options.work / f"{arm}_s{seed}"
             sizes = [f"task.train={options.train}", "task.validation=12", f"task.test={options.test}", f"task.seed={seed}"]
-            train(folder, ["strategy=srt", *TRAINED[arm], *sizes, f"seed={seed}", f"guard.rounds.rounds={options.rounds}", *options.overrides])
+            train(
+                folder, ["strategy=srt", *TRAINED[arm], *SETTING, *sizes, f"seed={seed}", f"guard.rounds.rounds={options.rounds}", *options.overrides]
+            )
             if any(not piece(folder, job).exists() for job in jobs(folder, options.arms)):
                 subprocess.run([sys.executable, __file__, "--arms", *options.arms, "--measure", str(folder)], check=True)
         report(options)
