@@ -26,12 +26,13 @@ RUNS: dict[str, list[str]] = {
     "unguarded": ["guard=[rounds]"],
     "stop": ["guard=[rounds,collapse]", "selector=before_collapse"],
     "fallback": ["guard=[rounds]", "selector=before_collapse"],
+    "gap_stop": ["guard=[rounds,collapse]", "guard.collapse.above={gap: 0.4}", "selector=before_collapse", "selector.above={gap: 0.4}"],
     "labelled_early_stop": ["guard=[rounds,plateau]", "guard.plateau.patience=2", "selector=best"],
     "threshold": ["guard=[rounds]", "rewarder.threshold=0.6"],
     "offline": ["guard=[rounds]", "rewarder=majority_offline"],
     "easy": ["guard=[rounds]", "editor=rollouts_easy"],
 }
-LABELLED = ("labelled_early_stop",)
+LABELLED = ("gap_stop", "labelled_early_stop")
 """Those that go by labels, which are not label-free."""
 
 
@@ -39,13 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", choices=[*RUNS], default=[*RUNS])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--train", type=int, default=40, help="training questions")
     parser.add_argument("--work", type=Path, default=Path("runs", "collapse"))
     parser.add_argument("--out", type=Path, default=RESULTS / "collapse.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
     options = parser.parse_args()
-    made: dict[str, Any] = {}
     for name in options.runs:
         folder = options.work / name
         same = [
@@ -55,9 +55,18 @@ def main() -> None:
             f"updater.lora.learning_rate={options.rate}",
         ]
         train(folder, ["strategy=srt", *RUNS[name], *same, *options.overrides])
-        made[name] = outcome(folder, name)
-        write_json(options.out, {**made, "command": sys.argv[1:], "commit": commit(), "versions": versions()})
-        print(f"{name:20s} reward {_shown(made[name]['reward'])} truth {_shown(made[name]['truth'])} kept {_shown(made[name]['kept'])}", flush=True)
+        report(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the result of all runs there are, and print what they came to."""
+    made: dict[str, Any] = {n: outcome(options.work / n, n) for n in RUNS if (options.work / n / "journal.jsonl").exists()}
+    write_json(options.out, {**made, "command": sys.argv[1:], "commit": commit(), "versions": versions()})
+    for name, run in made.items():
+        print(
+            f"{name:20s} reward {_shown(run['reward'])} truth {_shown(run['truth'])} kept {_shown(run['kept'])} root {_shown(run['root'])}",
+            flush=True,
+        )
     plot(made, options.out.with_suffix(".svg"))
 
 
