@@ -26,7 +26,12 @@ RUNS: dict[str, list[str]] = {
     "unguarded": ["guard=[rounds]"],
     "stop": ["guard=[rounds,collapse]", "selector=before_collapse"],
     "fallback": ["guard=[rounds]", "selector=before_collapse"],
-    "gap_stop": ["guard=[rounds,collapse]", "guard.collapse.above={gap: 0.4}", "selector=before_collapse", "selector.above={gap: 0.4}"],
+    "gap_stop": [
+        "guard=[rounds,collapse]",
+        "selector=before_collapse",
+        *(f"+{where}.above.gap=0.4" for where in ("guard.collapse", "selector")),
+        *(f"~{where}.above.{name}" for where in ("guard.collapse", "selector") for name in ("across", "no_answer", "kl")),
+    ],
     "labelled_early_stop": ["guard=[rounds,plateau]", "guard.plateau.patience=2", "selector=best"],
     "threshold": ["guard=[rounds]", "rewarder.threshold=0.6"],
     "offline": ["guard=[rounds]", "rewarder=majority_offline"],
