@@ -62,9 +62,6 @@ def prefer_with_trl(
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
         def get_train_dataloader(self) -> Any:
             return DataLoader(self.train_dataset, batch_sampler=plan, collate_fn=self.data_collator)  # type: ignore[arg-type]
 
@@ -86,9 +83,7 @@ def prefer_with_trl(
         for p in pairs
     ]
     with tempfile.TemporaryDirectory() as folder, quiet():
-        settings = DPOConfig(
-            **arguments(model, lora, folder), per_device_train_batch_size=lora.batch, max_length=None, beta=beta, precompute_ref_log_probs=True
-        )
+        settings = DPOConfig(**arguments(model, lora, folder), per_device_train_batch_size=lora.batch, max_length=None, beta=beta)
         trainer = Planned(
             private(model),
             args=settings,
@@ -96,6 +91,7 @@ def prefer_with_trl(
             processing_class=copy.deepcopy(tokenizer),  # it is given a padding token
             peft_config=peft_config(model, lora),
         )
+        trainer.precompute_ref_logps = True  # as an argument it would have the trainer compute them, and hash all weights
         set_peft_model_state_dict(trainer.model, dict(initial))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
