@@ -210,7 +210,7 @@ def test_without_credit_tokens_have_none_to_be_given(tmp_path: Path) -> None:
         ({"credit": "all"}, "one of none, own, to_go"),
         ({"kl": "reward", "reference": "previous", "beta": 0.1}, "sampled the rollouts itself"),
         ({"decay": 1.1}, "decay between 0 and 1"),
-        ({"longest": 0}, "at least 1"),
+        ({"longest": 0}, "longest >= 1"),
         ({"clip_low": -1.0}, "clip_low"),
         ({"lora": {**LORA, "schedule": "linear"}}, "schedule=constant"),
         ({"lora": {"rank": 1}}, "does not fit"),
