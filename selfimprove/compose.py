@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ class Composed:
     @property
     def needs_scores(self) -> bool:
         return any(getattr(i, "needs_scores", False) for i in self.inners)
+
+    @property
+    def gives_credit(self) -> bool:
+        return all(getattr(i, "gives_credit", False) for i in self.inners)
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """What every plugin inside checks."""
+        for inner in self.inners:
+            if hasattr(inner, "check_roles"):
+                inner.check_roles(roles)
 
     @property
     def needs(self) -> tuple[str, ...]:

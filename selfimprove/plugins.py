@@ -30,6 +30,9 @@ def admit(roles: Mapping[str, Any], observers: Sequence[Any] = (), middleware: S
             _check_role(role, plugin)
             _register(manager, plugin, role)
     _check_payloads(roles)
+    for plugin in (*roles.values(), *middleware, *observers):
+        if callable(check := getattr(plugin, "check_roles", None)):
+            check(roles)
     for i, wrapper in enumerate(middleware):
         _check_wrapper(wrapper)
         _register(manager, wrapper, f"middleware.{i}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
 from selfimprove.models.layer import Adapter
 
@@ -57,3 +58,18 @@ def stacked(adapters: Sequence[tuple[Adapter, Lora]]) -> tuple[Adapter, Lora]:
     rank = sum(lora.rank for lora in loras)
     targets = tuple(dict.fromkeys(t for lora in loras for t in lora.targets))
     return whole, dataclasses.replace(loras[0], rank=rank, alpha=rank, targets=targets, first_layer=min(lora.first_layer for lora in loras))
+
+
+def between(one: Adapter, other: Adapter, share: float) -> Adapter:
+    """The weights (1 − share) · one + share · other. Where a policy has no adapter, what the other's adds to the weights is scaled.
+
+    Raises: ConfigError, where there is no adapter or the two have other shapes.
+    """
+    if not one and not other:
+        raise ConfigError("neither of the two policies has a live adapter, so there is nothing between them")
+    if not one or not other:
+        only, scale = (other, share) if other else (one, 1 - share)
+        return {n: w * scale if ".lora_B." in n else w.clone() for n, w in only.items()}
+    if {n: w.shape for n, w in one.items()} != {n: w.shape for n, w in other.items()}:
+        raise ConfigError("the adapters of the two policies have other ranks or targets, so there is nothing between them; make them the same")
+    return {n: torch.lerp(w, other[n], share) for n, w in one.items()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.records import Part
@@ -142,6 +145,16 @@ class Lora:
         if self.trainer == "trl" and importlib.util.find_spec("trl") is None:
             raise ConfigError("lora.trainer=trl needs TRL, which is not installed; install it with `pip install 'selfimprove[trl]'`")
 
+    @classmethod
+    def of(cls, values: Lora | Mapping[str, Any], at: str = "updater.lora", **changes: Any) -> Lora:
+        """The settings as a configuration writes them. Raises: ConfigError, for a field that there is not."""
+        if isinstance(values, Lora):
+            return dataclasses.replace(values, **changes)
+        try:
+            return cls(**{**values, "targets": tuple(values["targets"]), **changes})
+        except (TypeError, KeyError) as e:
+            raise ConfigError(f"{at} does not fit: {e}; its fields are {', '.join(cls.__dataclass_fields__)}") from e
+
 
 @dataclass(frozen=True, slots=True)
 class Train:
@@ -201,6 +214,8 @@ class Objective:
     """Weight of the KL divergence from the reference, by Schulman's k3 estimator."""
     temperature: float = 1.0
     """At which the samples were drawn; logits are divided by it."""
+    entropy: float = 0.0
+    """Weight of the entropy of the distribution that each token is drawn from: above 0 it becomes smaller, below 0 (an entropy bonus) larger."""
 
     def __post_init__(self) -> None:
         if min(self.clip_low, self.clip_high, self.beta) < 0 or not self.temperature > 0:
@@ -225,8 +240,10 @@ class Reinforce:
     """Seeds a new adapter's weights and the order of the samples."""
 
     def __post_init__(self) -> None:
-        if self.lora.schedule != "constant" or self.lora.warmup or self.lora.merge or self.lora.trainer != "bank":
-            raise ConfigError("Reinforce goes on from round to round, so its lora has schedule=constant, warmup=0, merge=false and trainer=bank")
+        if self.lora.schedule != "constant" or self.lora.warmup or self.lora.merge:
+            raise ConfigError("Reinforce goes on from round to round, so its lora has schedule=constant, warmup=0 and merge=false")
+        if self.lora.trainer == "trl" and self.objective.entropy:
+            raise ConfigError("lora.trainer=trl takes no entropy term; choose lora.trainer=bank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +260,57 @@ class Reinforced:
     """KL divergence of the policy that sampled from the one after the last step's forward pass (k3), per token, in nats: the last epoch's mean."""
     clipped: float
     """The share of tokens whose ratio was clipped, in the last epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, the first of which is preferred. The end of the text is part of each."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prefer:
+    """An adapter to train on preferences, on top of a policy: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+    L = −mean log σ(β (log π(chosen) / π_ref(chosen) − log π(rejected) / π_ref(rejected)))
+    """
+
+    policy: Part
+    reference: Part
+    """The policy π_ref."""
+    pairs: tuple[Pair, ...]
+    lora: Lora
+    beta: float
+    seed: int = 0
+    """Seeds the initial weights and the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"Prefer wants beta > 0; got {self.beta}")
+        if self.lora.trainer != "trl":
+            raise ConfigError(f"Prefer trains with TRL's DPOTrainer; write lora.trainer=trl (got {self.lora.trainer})")
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolate:
+    """The policy between two that stand on the same merged weights: their adapters' weights, averaged one by one."""
+
+    policy: Part
+    towards: Part
+    share: float
+    """How far it goes: 0 is `policy`, 1 is `towards`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"Interpolate wants a share between 0 and 1; got {self.share}")
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolated:
+    """A policy between two."""
+
+    policy: Part

@@ -26,9 +26,13 @@ from selfimprove.models.api import (
     Completion,
     Document,
     Generate,
+    Interpolate,
+    Interpolated,
     Likelihood,
     Lora,
     Objective,
+    Pair,
+    Prefer,
     Reinforce,
     Reinforced,
     Sample,
@@ -42,8 +46,10 @@ from selfimprove.storage import append_line, read_lines, write_bytes, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-Request = Generate | Score | Train | Reinforce
-TRAINING = ("train", "reinforce")
+Request = Generate | Score | Train | Reinforce | Prefer | Interpolate
+Recipe = Train | Reinforce | Prefer | Interpolate
+"""What makes weights, and makes them again where they were pruned."""
+TRAINING = ("train", "reinforce", "prefer", "interpolate")
 """Calls that make weights."""
 MOMENTS = "optimizer."
 """What the names of an optimizer's tensors begin with, beside an adapter's."""
@@ -98,6 +104,12 @@ class Engine(Protocol):
     def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
         """For each request the adapter, the optimizer's moments, the trained tokens, and what `Reinforced` tells after them."""
 
+    def prefer(self, tile: Sequence[Prefer], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        """For each request the adapter, the trained tokens and the last loss."""
+
+    def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
+        """For each request the adapter."""
+
     def tokens(self, document: Document) -> int:
         """What `train` charges for a document and epoch, in tokens."""
 
@@ -121,7 +133,7 @@ class Models:
         self.notify: Callable[[int, int], None] = lambda done, total: None
         self._made: dict[str, tuple[str, int]] = {}  # digest of a policy or an optimizer -> (train tile, row)
         self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
-        self._trained: dict[str, list[Train] | list[Reinforce]] = {}  # train tile -> its requests
+        self._trained: dict[str, list[Recipe]] = {}  # train tile -> its requests
         self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         self._settle(folder / "split.json")
@@ -168,6 +180,17 @@ class Models:
                 raise ConfigError(f"reinforce request {i} has no samples; leave out what there is nothing to learn from")
         return self._run("reinforce", requests, self._reinforce_tile, Reinforced)
 
+    def prefer(self, requests: Sequence[Prefer]) -> list[Trained]:
+        """One trained policy per request, in order. Charges trained and scored tokens and FLOPs."""
+        for i, r in enumerate(requests):
+            if not r.pairs:
+                raise ConfigError(f"prefer request {i} has no pairs; leave out what there is nothing to learn from")
+        return self._run("prefer", requests, self._prefer_tile, Trained)
+
+    def interpolate(self, requests: Sequence[Interpolate]) -> list[Interpolated]:
+        """One policy per request, in order. Charges nothing."""
+        return self._run("interpolate", requests, self._interpolate_tile, Interpolated)
+
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
         return [self.engine.tokens(d) for d in documents]
@@ -187,7 +210,7 @@ class Models:
                 raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
             request = self._recipe(policy.digest)
             below = self.layered(request.policy)
-            if isinstance(request, Reinforce):  # its adapter goes on from the one below, in its place
+            if isinstance(request, Reinforce | Interpolate):  # its adapter goes on from the one below, in its place
                 self._layered[policy.digest] = Layered(below.merged, policy.digest)
                 return self._layered[policy.digest]
             if below.live is not None:
@@ -217,13 +240,24 @@ class Models:
 
     def _computed(self, requests: Sequence[Any]) -> list[Adapter]:
         """What training makes of these requests once more."""
-        if isinstance(requests[0], Reinforce):
-            return [{**a, **moments} for a, moments, _, _ in self.engine.reinforce(requests, self)[0]]
-        return [a for a, _, _ in self.engine.train(requests, self)[0]]
+        match requests[0]:
+            case Reinforce():
+                return [{**a, **moments} for a, moments, _, _ in self.engine.reinforce(requests, self)[0]]
+            case Interpolate():
+                return self.engine.interpolate(requests, self)[0]
+            case Prefer():
+                return [a for a, _, _ in self.engine.prefer(requests, self)[0]]
+            case _:
+                return [a for a, _, _ in self.engine.train(requests, self)[0]]
 
     def lora(self, name: str) -> Lora:
         """The settings of the adapter that made a policy."""
-        return self._recipe(name).lora
+        recipe = self._recipe(name)
+        if not isinstance(recipe, Interpolate):
+            return recipe.lora
+        live = self.layered(recipe.towards).live or self.layered(recipe.policy).live
+        assert live is not None, "an engine interpolates adapters only"
+        return self.lora(live)
 
     def retain(self, keep: Iterable[Part]) -> None:
         """Prune the weights of all train tiles but those that these policies need."""
@@ -276,9 +310,16 @@ class Models:
             raise _unreadable(path, e) from e
 
     def _train_tile(self, name: str, tile: Sequence[Train]) -> tuple[list[Trained], dict[str, float]]:
-        trained, charges = self.engine.train(tile, self)
+        return self._trained_tile(name, *self.engine.train(tile, self))
+
+    def _prefer_tile(self, name: str, tile: Sequence[Prefer]) -> tuple[list[Trained], dict[str, float]]:
+        return self._trained_tile(name, *self.engine.prefer(tile, self))
+
+    def _trained_tile(
+        self, name: str, trained: Sequence[tuple[Adapter, int, float]], charges: dict[str, float]
+    ) -> tuple[list[Trained], dict[str, float]]:
         self._write_weights(name, [a for a, _, _ in trained])
-        parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
+        parts = [Part("adapter", digest("train", name, i)) for i in range(len(trained))]
         return [Trained(p, tokens, loss) for p, (_, tokens, loss) in zip(parts, trained, strict=True)], charges
 
     def _reinforce_tile(self, name: str, tile: Sequence[Reinforce]) -> tuple[list[Reinforced], dict[str, float]]:
@@ -286,6 +327,11 @@ class Models:
         self._write_weights(name, [{**a, **moments} for a, moments, _, _ in trained])
         parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
         return [Reinforced(p, optimizer_of(p), tokens, *told) for p, (_, _, tokens, told) in zip(parts, trained, strict=True)], charges
+
+    def _interpolate_tile(self, name: str, tile: Sequence[Interpolate]) -> tuple[list[Interpolated], dict[str, float]]:
+        made, charges = self.engine.interpolate(tile, self)
+        self._write_weights(name, made)
+        return [Interpolated(Part("adapter", digest("train", name, i))) for i in range(len(tile))], charges
 
     def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
         packed = {f"{row}/{k}": v.contiguous() for row, a in enumerate(adapters) for k, v in a.items()}
@@ -309,18 +355,17 @@ class Models:
         for i, policy in enumerate(policies):
             self._made[policy] = self._made[optimizer_of(Part("adapter", policy)).digest] = (tile, i)
 
-    def _recipe(self, part: str) -> Train | Reinforce:
+    def _recipe(self, part: str) -> Recipe:
         """The request that makes a part. Raises: StorageError."""
         tile, row = self._made[part]
         return self._recipes(tile)[row]
 
-    def _recipes(self, tile: str) -> list[Train] | list[Reinforce]:
+    def _recipes(self, tile: str) -> list[Recipe]:
         if tile not in self._trained:
             path = self._path(tile, "json")
             try:
                 stored = self._read(path, _REPLAY)
-                decode: Any = _decode_reinforce if stored["call"] == "reinforce" else _decode_train
-                self._trained[tile] = [decode(r) for r in stored["requests"]]
+                self._trained[tile] = [_DECODE[stored["call"]](r) for r in stored["requests"]]
             except (KeyError, TypeError) as e:
                 raise _unreadable(path, e, _REPLAY) from e
         return self._trained[tile]
@@ -382,6 +427,21 @@ def _decode_reinforce(data: Mapping[str, Any]) -> Reinforce:
     )
 
 
+def _decode_prefer(data: Mapping[str, Any]) -> Prefer:
+    return Prefer(
+        policy=Part(**data["policy"]),
+        reference=Part(**data["reference"]),
+        pairs=tuple(Pair(**p) for p in data["pairs"]),
+        lora=_decode_lora(data["lora"]),
+        beta=data["beta"],
+        seed=data["seed"],
+    )
+
+
+def _decode_interpolate(data: Mapping[str, Any]) -> Interpolate:
+    return Interpolate(Part(**data["policy"]), Part(**data["towards"]), data["share"])
+
+
 def _decode_sample(data: Mapping[str, Any]) -> Sample:
     lists: dict[str, Any] = {n: tuple(v) for n, v in data.items() if isinstance(v, list)}
     return Sample(**{**data, **lists})
@@ -389,3 +449,11 @@ def _decode_sample(data: Mapping[str, Any]) -> Sample:
 
 def _decode_lora(data: Mapping[str, Any]) -> Lora:
     return Lora(**{**data, "targets": tuple(data["targets"])})
+
+
+_DECODE: Mapping[str, Callable[[Mapping[str, Any]], Recipe]] = {
+    "train": _decode_train,
+    "reinforce": _decode_reinforce,
+    "prefer": _decode_prefer,
+    "interpolate": _decode_interpolate,
+}

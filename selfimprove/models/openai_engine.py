@@ -16,7 +16,7 @@ from typing import Any
 from selfimprove.endpoint import CHAT, COMPLETIONS, MODELS, Endpoint, Send, read_json, read_reply, sendable, usage
 from selfimprove.errors import ConfigError, ServerError
 from selfimprove.identity import digest
-from selfimprove.models.api import Completion, Document, Generate, Likelihood, Reinforce, Score, Train
+from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Prefer, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Engine, Request, Weights
 from selfimprove.records import Part
 from selfimprove.storage import storage_error
@@ -190,6 +190,12 @@ class OpenAIEngine:
 
     def reinforce(self, tile: Sequence[Reinforce], weights: Weights) -> tuple[list[tuple[Adapter, Adapter, int, list[float]]], dict[str, float]]:
         return self._training().reinforce(tile, weights)
+
+    def prefer(self, tile: Sequence[Prefer], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        return self._training().prefer(tile, weights)
+
+    def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
+        return self._training().interpolate(tile, weights)
 
     def tokens(self, document: Document) -> int:
         return self._training().tokens(document)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from selfimprove.models.train import Weigh, backward, passes, plan
 
 Start = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """The weights of an adapter, and its optimizer's moments; empty where they begin."""
+WEIGHTS = 2
+"""The column of `Encoded.values` that holds a token's weight."""
 
 
 def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, objective: Objective) -> Tensor:
@@ -58,7 +60,9 @@ def reinforce(
         for step in range(max(map(len, plans), default=0)):
             active = [k for k, p in enumerate(plans) if step < len(p)]
             for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens, frozen.shares):
-                sums, _ = backward(frozen, bank, group, logit_rows, lambda rows, *_: weigher(rows, objective), objective.temperature)
+                sums, _ = backward(
+                    frozen, bank, group, logit_rows, lambda rows, *_: weigher(rows, objective), objective.temperature, sharpening(objective)
+                )
                 for (k, batch), found in zip(group, sums, strict=True):
                     last = step >= len(plans[k]) - len(plans[k]) // lora.epochs
                     told[k, 0] += found[0] / len(plans[k])
@@ -83,6 +87,13 @@ def weigher(rows: Sequence[tuple[int, Encoded]], objective: Objective) -> Weigh:
         return torch.stack([loss.detach(), k3(logprobs - old), clipped.to(loss.dtype), torch.ones_like(loss)], dim=1), -slope
 
     return weigh
+
+
+def sharpening(objective: Objective) -> Callable[[Sequence[tuple[int, Encoded]]], Tensor] | None:
+    """What the entropy at the tokens of these rows weighs in the loss; None without an entropy term."""
+    if not objective.entropy:
+        return None
+    return lambda rows: objective.entropy * torch.cat([d.values[:, WEIGHTS] for _, d in rows if d.values is not None])
 
 
 def encoded(frozen: Frozen, sample: Sample) -> Encoded:

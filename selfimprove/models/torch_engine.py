@@ -17,7 +17,21 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from selfimprove.errors import ConfigError
 from selfimprove.models import hub
-from selfimprove.models.api import ATTENTION, MLP, Completion, Document, Generate, Likelihood, Lora, Reinforce, Score, Train
+from selfimprove.models.adapters import between
+from selfimprove.models.api import (
+    ATTENTION,
+    MLP,
+    Completion,
+    Document,
+    Generate,
+    Interpolate,
+    Likelihood,
+    Lora,
+    Prefer,
+    Reinforce,
+    Score,
+    Train,
+)
 from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.generate import Decoder
@@ -26,6 +40,8 @@ from selfimprove.models.packing import Ragged
 from selfimprove.models.reinforce import Start, reinforce
 from selfimprove.models.score import score
 from selfimprove.models.train import plan, train
+from selfimprove.models.trl_dpo import EncodedPair, prefer_with_trl
+from selfimprove.models.trl_grpo import PersistentGRPO
 from selfimprove.models.trl_sft import train_with_trl
 from selfimprove.records import Part
 
@@ -93,6 +109,7 @@ class TorchEngine:
         self.frozen = Frozen(model, self.dtype, self.device, Path(adapter) if adapter else None)
         self.split = Split(self.step_tokens, 2**62, 2**62)
         self._lent = False
+        self._grpo: dict[tuple[Lora, float], PersistentGRPO] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -136,6 +153,10 @@ class TorchEngine:
                 size: Any = sum(len(d.text) + len(d.prompt) for d in r.documents)
             elif isinstance(r, Reinforce):
                 shape, size = (r.lora, r.objective), sum(len(s.prompt) + len(s.text) for s in r.samples)
+            elif isinstance(r, Prefer):
+                shape, size = (r.lora, r.beta), sum(len(p.chosen) + len(p.rejected) for p in r.pairs)
+            elif isinstance(r, Interpolate):
+                shape, size = None, 0
             else:
                 shape = _shape(weights.lora(layered.live)) if layered.live else None
                 size = (seen.setdefault(r.policy.digest, len(seen)), len(r.prompt), r.prompt)  # few adapters in a tile
@@ -144,7 +165,7 @@ class TorchEngine:
         for group in groups.values():
             ordered = [i for _, i in sorted(group)]
             first = requests[ordered[0]]
-            width = self._bank_width(first.lora) if isinstance(first, Train | Reinforce) else 4 * self.rows
+            width = self._bank_width(first.lora) if isinstance(first, Train | Reinforce | Prefer) else 4 * self.rows
             tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
         return tiles
 
@@ -193,13 +214,44 @@ class TorchEngine:
             live = weights.layered(r.policy).live
             starts.append((weights.adapter(live) if live else {}, weights.moments(r.optimizer) if r.optimizer else {}))
         self._merge(weights.layered(tile[0].policy).merged, weights)
-        bank, optimizer, tokens, told = reinforce(self.frozen, tile, starts, self.split.step_tokens, self.logit_rows)
-        found: list[tuple[Adapter, Adapter, int, list[float]]] = [
-            (a, optimizer.moments(k), tokens[k], told[k].tolist()) for k, a in enumerate(bank.unload())
-        ]
-        spent = sum(tokens)
+        found: list[tuple[Adapter, Adapter, int, list[float]]]
+        if tile[0].lora.trainer == "trl":
+            found = [self._reinforce_with_trl(r, start) for r, start in zip(tile, starts, strict=True)]
+        else:
+            bank, optimizer, tokens, told = reinforce(self.frozen, tile, starts, self.split.step_tokens, self.logit_rows)
+            found = [(a, optimizer.moments(k), tokens[k], told[k].tolist()) for k, a in enumerate(bank.unload())]
+        spent = sum(tokens for _, _, tokens, _ in found)
         targets = sum(len(s.ids) for r in tile for s in r.samples) * tile[0].lora.epochs
         return found, {"trained_tokens": spent, "flops": spent * 2 * self.frozen.body_flops + targets * 2 * self.frozen.head_flops}
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def prefer(self, tile: Sequence[Prefer], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        found, charges = [], {"scored_tokens": 0.0, "trained_tokens": 0.0, "flops": 0.0}
+        for r in tile:
+            layered = weights.layered(r.policy)
+            if layered.live:
+                raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
+            pairs, scored = self._encoded_pairs(r, weights)
+            self._merge(layered.merged, weights)
+            initial, steps = self._initial(r.lora, r.seed), plan(len(pairs), r.lora, r.seed)
+            with self.frozen.plain() as model:
+                found.append(prefer_with_trl(model, self.tokenizer, pairs, steps, initial, r.lora, r.beta))
+            trained = found[-1][1]
+            charges["scored_tokens"] += scored["scored_tokens"]
+            charges["trained_tokens"] += trained
+            charges["flops"] += scored["flops"] + trained * 2 * (self.frozen.body_flops + self.frozen.head_flops)
+        return found, charges
+
+    def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
+        made = []
+        for r in tile:
+            one, other = weights.layered(r.policy), weights.layered(r.towards)
+            if one.merged != other.merged:
+                raise ConfigError("the two policies stand on different merged weights, so there is nothing between them")
+            ends = [weights.adapter(x.live) if x.live else {} for x in (one, other)]
+            made.append(between(ends[0], ends[1], r.share))
+        return made, {}
 
     def tokens(self, document: Document) -> int:
         return len(self.frozen.encode_document(document)[0])
@@ -239,13 +291,41 @@ class TorchEngine:
         if wanted != self.frozen.merged:
             self.frozen.merge({name: (weights.adapter(name), weights.lora(name)) for name in wanted})
 
+    # ---- TRL ----
+
+    def _initial(self, lora: Lora, seed: int) -> Adapter:
+        """A new adapter's weights."""
+        bank = Bank(self.frozen.model, lora, 1)
+        bank.initialise([seed])
+        return bank.unload()[0]
+
     def _train_with_trl(self, request: Train) -> tuple[Adapter, int, float]:
-        initial = Bank(self.frozen.model, request.lora, 1)
-        initial.initialise([request.seed])
         documents = [self.frozen.encode_document(d) for d in request.documents]
         steps = plan(len(documents), request.lora, request.seed)
         with self.frozen.plain() as model:
-            return train_with_trl(model, self.tokenizer, documents, steps, initial.unload()[0], request.lora)
+            return train_with_trl(model, self.tokenizer, documents, steps, self._initial(request.lora, request.seed), request.lora)
+
+    def _reinforce_with_trl(self, request: Reinforce, start: Start) -> tuple[Adapter, Adapter, int, list[float]]:
+        lora, objective = request.lora, request.objective
+        key = (lora, objective.temperature)
+        if key not in self._grpo:
+            with self.frozen.plain() as model:
+                self._grpo[key] = PersistentGRPO(model, self.tokenizer, lora, objective.temperature)
+        rows = [(self.frozen.encode_prompt(s.prompt, s.chat), s) for s in request.samples]
+        steps = plan(len(rows), lora, request.seed)
+        adapter, moments = start
+        trained, after, told = self._grpo[key].run(rows, steps, objective, adapter or self._initial(lora, request.seed), moments)
+        return trained, after, sum(len(rows[i][0]) + len(rows[i][1].ids) for step in steps for i in step), told
+
+    def _encoded_pairs(self, request: Prefer, weights: Weights) -> tuple[list[EncodedPair], dict[str, float]]:
+        """The pairs as tokens, with their log-likelihoods under the reference, and what these cost."""
+        sides = [(p, text, [*self.frozen.encode(text), self.frozen.stop_id]) for p in request.pairs for text in (p.chosen, p.rejected)]
+        scored, charges = self.score([Score(request.reference, p.prompt, text, p.chat, tuple(ids)) for p, text, ids in sides], weights)
+        logs = [x.logprob for x in scored]
+        prompts = [self.frozen.encode_prompt(p.prompt, p.chat) for p in request.pairs]
+        return [
+            EncodedPair(prompt, sides[2 * i][2], sides[2 * i + 1][2], (logs[2 * i], logs[2 * i + 1])) for i, prompt in enumerate(prompts)
+        ], charges
 
     # ---- memory ----
 

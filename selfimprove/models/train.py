@@ -64,9 +64,19 @@ def likelihood(rows: Sequence[tuple[int, Encoded]], owner: Tensor, counts: Tenso
 
 
 def backward(
-    frozen: Frozen, bank: Bank, group: Sequence[Batch], logit_rows: int, loss: Loss = likelihood, temperature: float = 1.0
+    frozen: Frozen,
+    bank: Bank,
+    group: Sequence[Batch],
+    logit_rows: int,
+    loss: Loss = likelihood,
+    temperature: float = 1.0,
+    entropy: Callable[[Sequence[tuple[int, Encoded]]], Tensor] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Makes the gradients those of each adapter's loss; returns sums of what the loss tells (on the device, unwaited for) and numbers of targets."""
+    """Makes the gradients those of each adapter's loss; returns sums of what the loss tells (on the device, unwaited for) and numbers of targets.
+
+    Args:
+        entropy: from the rows of a pass, what the entropy at every target weighs in the loss. (N,)
+    """
     first = group[0][0]
     rows = sorted(((k - first, row) for k, batch in group for row in rows_of(batch, frozen.shares)), key=lambda x: x[1].length)
     if not rows:  # every text is empty, and nothing predicts its end
@@ -90,34 +100,55 @@ def backward(
     whose = frozen.tensor(owner)
     weigh = loss(owned, whose, counts.to(frozen.device))
     used = hidden.index_select(0, frozen.tensor(keep))
-    told, grad = head_gradient(used.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature)
+    sharpen = entropy(owned).to(frozen.device) if entropy else None
+    told, grad = head_gradient(used.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature, sharpen)
     used.backward(grad)  # type: ignore[no-untyped-call]
     sums = torch.zeros((len(group), *told.shape[1:]), device=frozen.device).index_add_(0, whose, told.float())
     return sums, counts.tolist()
 
 
 @torch.no_grad()
-def head_gradient(hidden: Tensor, frozen: Frozen, targets: Tensor, weigh: Weigh, logit_rows: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def head_gradient(
+    hidden: Tensor,
+    frozen: Frozen,
+    targets: Tensor,
+    weigh: Weigh,
+    logit_rows: int,
+    temperature: float = 1.0,
+    entropy: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """What the loss tells at each position, and its gradient by the hidden states; never all logits at once.
 
     Written out because logits are the largest tensor by far: each chunk becomes its own gradient in memory that is used again.
     (N, d), (N,) -> (N, …), (N, d)
+
+    Args:
+        entropy: what the entropy at each position weighs in the loss, which is the first of what the loss tells. (N,)
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     space = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))
+    slope = torch.empty_like(space) if entropy is not None else None  # of the entropy, by the logits
     told, grad = [], torch.empty_like(hidden)
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
         logits = frozen.logits(hidden[part], space[: len(hidden[part])])
-        logprobs = []
-        for few, wanted in zip(torch.split(logits, SOFTMAX_ROWS), torch.split(targets[part, None], SOFTMAX_ROWS), strict=True):
+        logprobs, entropies = [], []
+        for at in range(0, len(logits), SOFTMAX_ROWS):
+            few, wanted = logits[at : at + SOFTMAX_ROWS], targets[part][at : at + SOFTMAX_ROWS, None]
             scaled = few.to(wide) if temperature == 1 else few.to(wide) / temperature
             p = scaled.softmax(dim=1)
             logprobs.append(p.gather(1, wanted).clamp(min=1e-30).log().squeeze(1))
+            if slope is not None:  # H = −Σ p log p, and dH/dz = −p (log p + H)
+                logs = scaled.log_softmax(dim=1)
+                entropies.append(-(p * logs).sum(dim=1))
+                slope[at : at + len(few)] = -p * (logs + entropies[-1][:, None])
             few.copy_(p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1)))
         found, weight = weigh(part, torch.cat(logprobs))
-        told.append(found)
         grad[part] = (logits @ frozen.head) * weight[:, None].to(wide) / temperature
+        if slope is not None and entropy is not None:
+            found[:, 0] += entropy[part] * torch.cat(entropies)
+            grad[part] += (slope[: len(logits)] @ frozen.head) * entropy[part, None].to(wide) / temperature
+        told.append(found)
     return torch.cat(told), grad
 
 

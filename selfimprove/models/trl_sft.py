@@ -5,18 +5,15 @@ Much slower than a bank. ``lora.trainer=trl`` shows whether a result rests on th
 
 from __future__ import annotations
 
-import copy
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
+from selfimprove.models.trl_common import arguments, last_epoch, peft_config, private, quiet
 
 IGNORED = -100  # what torch's cross entropy leaves out
 
@@ -42,17 +39,14 @@ def train_with_trl(
     """
     if not plan:
         return {n: w.clone() for n, w in initial.items()}, 0, 0.0
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # trl and peft use names that transformers has replaced
+    with tempfile.TemporaryDirectory() as folder, quiet():
         trainer, losses = _trainer(model, tokenizer, documents, plan, initial, lora, folder)
         trainer.train()
     from peft import get_peft_model_state_dict
 
     trained = {n: w.detach().cpu().clone() for n, w in get_peft_model_state_dict(trainer.model).items()}
     targets = [sum(len(documents[d][0]) - max(1, documents[d][1]) for d in step) for step in plan]
-    epoch = slice(-(len(plan) // lora.epochs), None)
-    loss = sum(float(x) * n for x, n in zip(losses[epoch], targets[epoch], strict=True)) / max(1, sum(targets[epoch]))
-    return trained, sum(len(documents[d][0]) for step in plan for d in step), loss
+    return trained, sum(len(documents[d][0]) for step in plan for d in step), last_epoch(losses, targets, lora.epochs)
 
 
 def _trainer(
@@ -66,13 +60,11 @@ def _trainer(
 ) -> tuple[Any, list[Tensor]]:
     """A trainer that is ready to go, and the list in which it will leave the loss of every step."""
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    if model.device.type == "cuda" and torch.cuda.device_count() > 1:
-        raise ConfigError(f"lora.trainer=trl trains on one GPU, and {torch.cuda.device_count()} are visible; name one in CUDA_VISIBLE_DEVICES")
     losses: list[Tensor] = []
 
     class Planned(SFTTrainer):  # type: ignore[misc]
@@ -88,33 +80,9 @@ def _trainer(
 
         def _send_telemetry(self) -> None: ...
 
-    shared = {id(w): w for w in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    twin.set_attn_implementation("sdpa")
-    layers = list(range(lora.first_layer, model.config.num_hidden_layers)) if lora.first_layer else None
-    adapted = get_peft_model(
-        twin,
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), layers_to_transform=layers),
-    )
+    adapted = get_peft_model(private(model), peft_config(model, lora))
     set_peft_model_state_dict(adapted, dict(initial))
-    settings = SFTConfig(
-        output_dir=folder,
-        num_train_epochs=1,  # the plan has them all
-        per_device_train_batch_size=lora.batch,
-        learning_rate=lora.learning_rate,
-        lr_scheduler_type="linear" if lora.schedule == "linear" else "constant_with_warmup",
-        warmup_steps=lora.warmup,
-        weight_decay=lora.weight_decay,
-        max_grad_norm=lora.max_norm,
-        max_length=None,
-        bf16=False,  # the weights have the engine's precision, the adapter float32 or better
-        gradient_checkpointing=False,
-        use_cpu=model.device.type == "cpu",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    settings = SFTConfig(**arguments(model, lora, folder), per_device_train_batch_size=lora.batch, max_length=None)
     rows = [{"input_ids": list(ids), "labels": [IGNORED] * max(1, start) + list(ids[max(1, start) :])} for ids, start in documents]
     trainer = Planned(
         adapted,

@@ -19,6 +19,7 @@ from selfimprove.journal import lineage_digest
 from selfimprove.ledger import UNITS
 from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
+from selfimprove.report.forgetting import forgetting_table
 from selfimprove.report.read import History, described, history, judged, scored
 from selfimprove.report.rewards import rewards_table
 from selfimprove.report.safe import safe
@@ -44,7 +45,14 @@ def render_run(folder: Path, console: Console) -> None:
         console.print(Text("transductive: it trains on the sealed questions, without their answers"))
     if not len(run.lineage):
         console.print(Text(f"no round is finished; the root is {_short(root.id)}. `selfimprove resume {folder}` goes on"))
-    parts: list[RenderableType | None] = [rounds_table(run), rewards_table(run), edits_table(run), ledger_table(run), lineage_tree(run)]
+    parts: list[RenderableType | None] = [
+        rounds_table(run),
+        rewards_table(run),
+        forgetting_table(run),
+        edits_table(run),
+        ledger_table(run),
+        lineage_tree(run),
+    ]
     for part in parts if len(run.lineage) else [ledger_table(run)]:
         if part is not None:
             console.print()

@@ -22,7 +22,7 @@ from selfimprove import identity, payloads, records
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
 from selfimprove.ledger import Ledger
-from selfimprove.models import Document, Engine, Generate, Likelihood, Lora, Models, Score, Train
+from selfimprove.models import Document, Engine, Generate, Interpolate, Likelihood, Lora, Models, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.session import Session
@@ -418,6 +418,18 @@ class EngineContract:
         again = models.train([Train(trained[0].policy, (Document(self.prompts[1]),), lora)])
         asked = [Generate(t.policy, self.prompts[0], 4, temperature=0) for t in (*trained, *again)]
         assert len(models.generate(asked)) == len(asked)
+
+    def test_a_policy_between_two_answers(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        if not self.trains:
+            assert _refused(lambda: models.interpolate([Interpolate(models.root, models.root, 0.5)]))
+            return
+        lora = Lora(2, 4, ("q_proj",), 0.01, 2)
+        one, other = (t.policy for t in models.train([Train(models.root, (Document(p),), lora, seed=i) for i, p in enumerate(self.prompts[:2])]))
+        [made] = models.interpolate([Interpolate(one, other, 0.5)])
+        assert made.policy not in (models.root, one, other)
+        assert models.lora(made.policy.digest) == lora
+        assert len(models.generate([Generate(made.policy, p, 4, temperature=0) for p in self.prompts])) == len(self.prompts)
 
     def test_what_was_computed_is_remembered_and_charged_again(self, tmp_path: Path) -> None:
         first, second = self._models(tmp_path), self._models(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfimprove import identity
 from selfimprove.errors import ConfigError
-from selfimprove.models.api import Completion, Document, Generate, Likelihood, Lora, Reinforce, Score, Train
+from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Lora, Prefer, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Request, Weights
 from selfimprove.records import Part
 
@@ -40,7 +40,7 @@ class ScriptedEngine:
       prompt each sentence is repeated with the probability `skill`, which grows by 0.2 with every known document that
       had a prompt (it was taught how to answer), so that fine-tuning on good texts makes better texts.
     * **Scoring** gives −0.1 nats to a word that occurs in a known document or in the prompt, −2 to any other, and −0.7 to a sampled token.
-    * **Reinforcing** makes samples with positive advantages known.
+    * **Reinforcing** makes samples with positive advantages known, **preferring** the chosen texts, and **interpolating** what either policy knows.
 
     A word is a token; its id is a digest of it.
 
@@ -113,6 +113,20 @@ class ScriptedEngine:
             trained.append((_adapter(list(dict.fromkeys((*known, *good))), r.lora), _moments(before + r.lora.epochs), tokens, [0.0, 0.0, 0.0]))
         spent = sum(tokens for _, _, tokens, _ in trained)
         return trained, {"trained_tokens": spent, "flops": 3e6 * spent}
+
+    def prefer(self, tile: Sequence[Prefer], weights: Weights) -> tuple[list[tuple[Adapter, int, float]], dict[str, float]]:
+        chosen = [Train(r.policy, tuple(Document(p.chosen, p.prompt, p.chat) for p in r.pairs), r.lora, r.seed) for r in tile]
+        return self.train(chosen, weights)
+
+    def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
+        made: list[Adapter] = []
+        for r in tile:
+            live = [x for x in (weights.layered(p).live for p in (r.policy, r.towards)) if x]
+            if not live:
+                raise ConfigError("neither of the two policies has a live adapter, so there is nothing between them")
+            documents = dict.fromkeys(d for name in live for d in _documents(weights.adapter(name)))
+            made.append(_adapter(list(documents), weights.lora(live[-1])))
+        return made, {}
 
     def tokens(self, document: Document) -> int:
         return len(_words(document.text)) + len(_words(document.prompt)) + 1

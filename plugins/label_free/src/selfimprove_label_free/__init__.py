@@ -1,5 +1,8 @@
-"""Rewards that a policy gives itself without labels or votes, as plugins of `selfimprove`."""
+"""How a policy improves without labels, or on a verifier alone, as plugins of `selfimprove`."""
 
 from selfimprove_label_free.certainty import SelfCertainty, SequenceLikelihood, TokenEntropy
+from selfimprove_label_free.entropy import EntropyMinimisation
+from selfimprove_label_free.judge import SelfJudge
+from selfimprove_label_free.spin import SPIN
 
-__all__ = ["SelfCertainty", "SequenceLikelihood", "TokenEntropy"]
+__all__ = ["SPIN", "EntropyMinimisation", "SelfCertainty", "SelfJudge", "SequenceLikelihood", "TokenEntropy"]

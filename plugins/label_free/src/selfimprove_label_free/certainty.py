@@ -18,10 +18,15 @@ class _OwnDistributions(abc.ABC):
 
     consumes: ClassVar = (Rollout,)
     needs: ClassVar = ("policy",)
+    gives_credit: ClassVar = True
 
     @abc.abstractmethod
     def value(self, x: Likelihood) -> float:
         """The reward, from log-probability, entropy and certainty of every token."""
+
+    @abc.abstractmethod
+    def credit(self, x: Likelihood) -> tuple[float, ...]:
+        """What each token has of the reward. (T,)"""
 
     @hookimpl
     def reward(self, trials: Sequence[Trial], lineage: Lineage, run: Run) -> Sequence[Evaluation]:
@@ -30,7 +35,7 @@ class _OwnDistributions(abc.ABC):
         scored = run.models.score([as_score(p, trials[i].edit.payload) for i, p in zip(some, policies, strict=True)])
         found = dict(zip(some, scored, strict=True))
         nothing = Evaluation.failed("the rollout has no token")
-        return [Evaluation(self.value(found[i])) if i in found else nothing for i in range(len(trials))]
+        return [Evaluation(self.value(x), credit=self.credit(x)) if (x := found.get(i)) else nothing for i in range(len(trials))]
 
 
 class SelfCertainty(_OwnDistributions):
@@ -43,6 +48,9 @@ class SelfCertainty(_OwnDistributions):
     def value(self, x: Likelihood) -> float:
         return math.fsum(x.certainties) / len(x.certainties)
 
+    def credit(self, x: Likelihood) -> tuple[float, ...]:
+        return tuple(c / len(x.certainties) for c in x.certainties)
+
 
 class TokenEntropy(_OwnDistributions):
     """EM-RL by token (Agarwal et al. 2025, arXiv 2505.15134, section 3.2): −Σ_t H(p_t)."""
@@ -50,9 +58,15 @@ class TokenEntropy(_OwnDistributions):
     def value(self, x: Likelihood) -> float:
         return -math.fsum(x.entropies)
 
+    def credit(self, x: Likelihood) -> tuple[float, ...]:
+        return tuple(-h for h in x.entropies)
+
 
 class SequenceLikelihood(_OwnDistributions):
     """EM-RL by sequence (Agarwal et al. 2025, arXiv 2505.15134, section 3.2): Σ_t log π(y_t), whose mean over rollouts is minus their entropy."""
 
     def value(self, x: Likelihood) -> float:
         return math.fsum(x.logprobs)
+
+    def credit(self, x: Likelihood) -> tuple[float, ...]:
+        return x.logprobs

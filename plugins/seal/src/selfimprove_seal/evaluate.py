@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from selfimprove import Candidate, Evaluation, Item, Lineage, Run, hookimpl
 from selfimprove.errors import ConfigError
@@ -15,7 +16,7 @@ from selfimprove.models import Document
 from selfimprove.records import Part
 from selfimprove_seal.editor import Lesson
 from selfimprove_seal.inner import mean
-from selfimprove_seal.rewards import context_editor
+from selfimprove_seal.rewards import check_inner_loop, context_editor
 
 ARMS = ("untouched", "passage", "passage_equal_tokens", "edits", "gold")
 
@@ -49,6 +50,9 @@ class ClosedBook:
             raise ConfigError(f"evaluator.arms knows {', '.join(ARMS)}; got {', '.join(sorted(unknown))}")
         if self.seeds < 1:
             raise ConfigError(f"evaluator.seeds is at least 1; got {self.seeds}")
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        check_inner_loop(roles)
 
     @hookimpl
     def prepare(self, run: Run) -> None:

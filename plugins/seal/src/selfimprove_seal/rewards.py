@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from selfimprove import Evaluation, Item, Lineage, Run, Trial, hookimpl
 from selfimprove.errors import AdmissionError
@@ -15,14 +16,18 @@ from selfimprove_seal.inner import InnerLoop, answer_of, mean
 
 def context_editor(run: Run) -> ContextEditor:
     """The editor of the run. Raises: AdmissionError, where it has no inner loop."""
-    editor = run.roles["editor"]
-    if not isinstance(getattr(editor, "inner", None), InnerLoop):
+    check_inner_loop(run.roles)
+    found: ContextEditor = run.roles["editor"]
+    return found
+
+
+def check_inner_loop(roles: Mapping[str, Any]) -> None:
+    """Raises: AdmissionError, where the editor has no inner loop."""
+    if not isinstance(getattr(roles["editor"], "inner", None), InnerLoop):
         raise AdmissionError(
-            f"SEAL's rewards and evaluators ask what an inner loop taught, and {type(editor).__name__} has none; "
+            f"SEAL's rewards and evaluators ask what an inner loop taught, and {type(roles['editor']).__name__} has none; "
             "choose `editor=seal` or `editor=seal_tools`, or another rewarder and evaluator"
         )
-    found: ContextEditor = editor
-    return found
 
 
 class Gain(abc.ABC):
@@ -31,6 +36,10 @@ class Gain(abc.ABC):
     consumes = (SelfEdit,)
     uses_labels = True
     needs = ("policy",)
+    gives_credit = True
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        check_inner_loop(roles)
 
     @abc.abstractmethod
     def values(self, run: Run, asked: Sequence[tuple[Part, Item]]) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfimprove import Candidate, Evaluation, Lineage, Run, Trial, hookimpl
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.models import Document, Lora, Train
 from selfimprove.records import Edit
 from selfimprove.statistics import by_edit
@@ -42,11 +42,15 @@ class ReSTEM:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ConfigError(f"updater.keep is at least 1; got {self.keep}")
-        if not isinstance(self.lora, Lora):
-            try:
-                self.lora = Lora(**{**self.lora, "targets": tuple(self.lora["targets"]), "merge": True})
-            except (TypeError, KeyError) as e:
-                raise ConfigError(f"updater.lora does not fit: {e}; its fields are {', '.join(Lora.__dataclass_fields__)}") from e
+        self.lora = Lora.of(self.lora, merge=True)
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """Raises: AdmissionError, where single lines are judged and the rewarder gives them no credit."""
+        if self.lines and not getattr(roles["rewarder"], "gives_credit", False):
+            raise AdmissionError(
+                f"updater.lines wants credit for each line of an edit, and {type(roles['rewarder']).__name__} (rewarder) gives none; "
+                "choose rewarder=accuracy, log_likelihood or accuracy_ties, or updater.lines=false"
+            )
 
     @hookimpl
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:

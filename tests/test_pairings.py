@@ -1,0 +1,39 @@
+"""The table of role pairings is what the options do today; what it refuses is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfimprove import pairings
+from selfimprove.cli import main
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "pairings.md"
+
+
+def test_the_table_is_current() -> None:
+    for package in ("selfimprove_seal", "selfimprove_srt", "selfimprove_label_free", "trl"):
+        pytest.importorskip(package)
+    assert DOCUMENT.read_text(encoding="utf-8") == pairings.document(), "write it again: python -m selfimprove.pairings > docs/pairings.md"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("strategy=seal rewarder=self_certainty", "SelfEdits (editor) produces SelfEdit, but SelfCertainty (rewarder) consumes Rollout"),
+        ("strategy=seal updater=policy_gradient", "SelfEdits (editor) produces SelfEdit, but PolicyGradient (updater) consumes Rollout"),
+        ("strategy=seal rewarder=chance", "Chance (rewarder) gives none"),
+        ("strategy=srt rewarder=accuracy", "Rollouts (editor) produces Rollout, but Accuracy (rewarder) consumes SelfEdit"),
+        ("strategy=srt updater=restem", "Rollouts (editor) produces Rollout, but ReSTEM (updater) consumes SelfEdit"),
+        ("strategy=srt evaluator=seal", "Rollouts has none; choose `editor=seal`"),
+        ("strategy=srt updater.credit=own", "MajorityVote (rewarder) gives none"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_starts(
+    line: str, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *line.split(), "task=toy", "engine=toy", "grader=exact"]) == 2
+    assert reason in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
