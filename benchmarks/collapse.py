@@ -3,8 +3,9 @@
     python benchmarks/collapse.py
 
 Every run is SRT on products at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward differ.
-``reward`` and ``truth`` are those of the last round's rollouts, ``kept`` is the validation pass@1 of the candidate that the run's selector
-would go on from, and ``root`` that of the untouched model. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
+``reward`` and ``truth`` are those of the last round's rollouts, ``kept`` is the validation pass@1 of the candidate that the run leaves one
+with (the last one whose own rollouts were healthy, or the latest or best where nothing watches), and ``root`` that of the untouched model.
+The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
@@ -94,11 +95,15 @@ def outcome(folder: Path, name: str) -> dict[str, Any]:
 
 
 def kept(folder: Path) -> str:
-    """The id of the candidate that the run's own selector would go on from."""
+    """The id of the candidate that a user is left with: before a collapse that was seen, or the one that the run's selector would go on from."""
     from selfimprove import config, session
+    from selfimprove.collapse import BeforeCollapse
 
     opened = session.Session(config.build(config.load(folder / "config.yaml")), folder)
     try:
+        selector = opened.run.roles["selector"]
+        if isinstance(selector, BeforeCollapse):
+            return selector.proven(opened.lineage).id
         return str(opened.hook.select(lineage=opened.lineage, run=opened.run)[0].id)
     finally:
         opened.close()

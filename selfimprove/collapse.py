@@ -87,9 +87,19 @@ class BeforeCollapse(Bounds):
     @hookimpl
     def select(self, lineage: Lineage) -> Sequence[Candidate]:
         self.seen(lineage)
+        bad = self._fallen(lineage)
+        return [next((c for c in reversed(lineage) if c.id not in bad), lineage.root)]
+
+    def proven(self, lineage: Lineage) -> Candidate:
+        """The youngest candidate whose own rollouts were healthy; the root, where there is none."""
+        bad, parents = self._fallen(lineage), {p for i in range(len(lineage)) for p in lineage.round(i).parents}
+        return next((c for c in reversed(lineage) if c.id in parents and c.id not in bad), lineage.root)
+
+    def _fallen(self, lineage: Lineage) -> set[str]:
+        """The candidates that collapsed, or descend from one."""
         rounds = (lineage.round(i) for i in range(len(lineage)))
         bad = {p for r in rounds if self.broken(truth_of(r)) for p in r.parents}
         for candidate in lineage:  # parents come before their children
             if bad & set(candidate.parents):
                 bad.add(candidate.id)
-        return [next((c for c in reversed(lineage) if c.id not in bad), lineage.root)]
+        return bad

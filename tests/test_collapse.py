@@ -86,6 +86,7 @@ def test_the_candidate_before_a_collapse(across: list[float]) -> None:
 def test_a_branch_after_a_collapse_is_healthy_again() -> None:
     lineage = lineage_of(0.1, 0.9)  # root, a (collapsed), b
     root, a, b = lineage
+    assert BeforeCollapse(above={"across": 0.5}).proven(lineage) == root
     selector = BeforeCollapse(above={"across": 0.5})
     assert selector.select(lineage) == [root]
     again = lineage + Round((root.id,), children=(root.derive("again"),), scores=((root.id, Evaluation(None, {"truth/across": 0.1}, error="-")),))
