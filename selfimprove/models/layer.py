@@ -279,7 +279,8 @@ class Models:
                 return self._mixed(recipe)[1]
             case Adopt():
                 return self._adopted(recipe)[1]
-        return recipe.lora
+        lora: Lora | None = recipe.lora
+        return lora
 
     def recipe(self, policy: Part) -> Recipe | None:
         """What a policy was derived by; None where it was trained, or is the model. Raises: StorageError for a part this run did not make."""
