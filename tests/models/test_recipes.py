@@ -168,7 +168,10 @@ def test_equal_fitness_makes_equal_bits_in_any_order_and_however_the_population_
 def test_fitness_is_equal_in_one_batch_in_several_and_over_processes(build: Build, tiny: Path, tmp_path: Path) -> None:
     """In float32, with tiles of two members, of low and of full rank."""
     workers = [
-        subprocess.Popen([sys.executable, __file__, str(tiny), str(tmp_path / f"worker{at}"), str(at)], stdout=subprocess.PIPE) for at in (0, 2)
+        subprocess.Popen(
+            [sys.executable, __file__, str(tiny), str(tmp_path / f"worker{at}"), str(at), str(torch.get_num_threads())], stdout=subprocess.PIPE
+        )
+        for at in (0, 2)
     ]
     told = [json.loads(worker.communicate()[0]) for worker in workers]
     layer, several = build("one", bank=2), build("several", bank=2)
@@ -310,13 +313,13 @@ def test_what_cannot_be_derived_is_refused(build: Build) -> None:
             Ascent(**{"learning_rate": 0.1, **wrong})  # type: ignore[arg-type]
 
 
-def _worker(model: str, folder: str, at: int) -> None:
+def _worker(model: str, folder: str, at: int, threads: int) -> None:
     """The likelihoods of this process's share of the population by rank, as JSON."""
     Path(folder).mkdir()
-    layer = Models(TorchEngine(model, dtype="float32", bank=2, threads=1), Path(folder), Ledger())
+    layer = Models(TorchEngine(model, dtype="float32", bank=2, threads=threads), Path(folder), Ledger())
     populations = [population(layer, layer.root, rank=rank) for rank in (0, 1)]
     print(json.dumps([likelihoods(layer, p[:2] if at == 0 else p[2:]) for p in populations]))
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _worker(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
