@@ -24,7 +24,7 @@ from selfimprove.records import Part
 
 
 def z_scores(fitness: np.ndarray) -> np.ndarray:
-    """Centred, and scaled to a standard deviation of 1 (Qiu et al. 2025, section 3).  (N,) -> (N,)"""
+    """Centred, and scaled to a standard deviation of 1 (Qiu et al. 2025).  (N,) -> (N,)"""
     scaled: np.ndarray = (fitness - fitness.mean()) / fitness.std()
     return scaled
 
