@@ -60,10 +60,16 @@ def stacked(adapters: Sequence[tuple[Adapter, Lora]]) -> tuple[Adapter, Lora]:
             for adapter, lora in adapters
         ]
         whole[name] = torch.cat([p.float().cpu() for p in pieces], dim=0 if down else 1)
-    loras = [lora for _, lora in adapters]
+    return whole, side_by_side([lora for _, lora in adapters])
+
+
+def side_by_side(loras: Sequence[Lora]) -> Lora:
+    """The settings of the adapter that `stacked` makes."""
+    if len(loras) == 1:
+        return loras[0]
     rank = sum(lora.rank for lora in loras)
     targets = tuple(dict.fromkeys(t for lora in loras for t in lora.targets))
-    return whole, dataclasses.replace(loras[0], rank=rank, alpha=rank, targets=targets, first_layer=min(lora.first_layer for lora in loras))
+    return dataclasses.replace(loras[0], rank=rank, alpha=rank, targets=targets, first_layer=min(lora.first_layer for lora in loras))
 
 
 def mixed(adapters: Sequence[tuple[Adapter, Lora]], weights: Sequence[Sequence[float]]) -> tuple[Adapter, Lora]:
@@ -77,8 +83,6 @@ def mixed(adapters: Sequence[tuple[Adapter, Lora]], weights: Sequence[Sequence[f
     for (adapter, lora), row in zip(adapters, weights, strict=True):
         share = {n: row[n * len(row) // layers] for n in range(layers)}
         scaled.append(({n: v if ".lora_A." in n else v.float() * share[layer_of(n) or 0] for n, v in adapter.items()}, lora))
-    if len(scaled) == 1:
-        return scaled[0]
     return stacked(scaled)
 
 

@@ -133,6 +133,7 @@ class Models:
         self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
         self._trained: dict[str, list[Any]] = {}  # train tile -> its requests; of a derive tile, its recipes
         self._evolved: tuple[tuple[str, int], Adapter] = (("", 0), {})  # which row of which tile was evolved last, and its content
+        self._folders: dict[str, tuple[Adapter, Lora]] = {}  # adopted adapters by the digest of their files
         self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         self._settle(folder / "split.json")
@@ -253,9 +254,11 @@ class Models:
             case Perturb():
                 return self.engine.derive(recipe, self)
             case Mix():
-                return self._mixed(recipe)[0]
+                from selfimprove.models.adapters import mixed
+
+                return mixed([(self.adapter(name), lora) for name, lora in self._sources(recipe)], recipe.weights)[0]
             case Adopt():
-                return self._adopted(recipe)[0]
+                return self._folder(recipe)[0]
         tile, row = self._made[name]
         if tile not in self._cache:
             path = self._path(tile, "safetensors")
@@ -276,9 +279,11 @@ class Models:
             case Evolve():
                 return None
             case Mix():
-                return self._mixed(recipe)[1]
+                from selfimprove.models.adapters import side_by_side
+
+                return side_by_side([lora for _, lora in self._sources(recipe)])
             case Adopt():
-                return self._adopted(recipe)[1]
+                return self._folder(recipe)[1]
         lora: Lora | None = recipe.lora
         return lora
 
@@ -306,24 +311,26 @@ class Models:
                 self._evolved = (tile, row), found
         return self._evolved[1]
 
-    def _mixed(self, mix: Mix) -> tuple[Adapter, Lora]:
-        from selfimprove.models.adapters import mixed
-
+    def _sources(self, mix: Mix) -> list[tuple[str, Lora]]:
+        """The adapters of a mixture, and their settings."""
         sources = []
         for part in mix.adapters:
             layered = self.layered(part)
             if layered.live is None or layered.merged != self.layered(mix.policy).merged or (lora := self.lora(layered.live)) is None:
                 raise ConfigError(f"a mixture is of adapters over the policy that is mixed into; {part.digest} is none")
-            sources.append((self.adapter(layered.live), lora))
-        return mixed(sources, mix.weights)
+            sources.append((layered.live, lora))
+        return sources
 
-    def _adopted(self, adopt: Adopt) -> tuple[Adapter, Lora]:
-        from selfimprove.models.adapters import read_adapter
+    def _folder(self, adopt: Adopt) -> tuple[Adapter, Lora]:
+        """The adapter of a folder, read once. Raises: StorageError, where it has changed."""
+        if adopt.content not in self._folders:
+            from selfimprove.models.adapters import read_adapter
 
-        adapter, lora, found = read_adapter(Path(adopt.folder))
-        if found != adopt.content:
-            raise StorageError(f"the adapter in {adopt.folder} is not the one that the run began with; put that one back")
-        return adapter, lora
+            adapter, lora, content = read_adapter(Path(adopt.folder))
+            if content != adopt.content:
+                raise StorageError(f"the adapter in {adopt.folder} is not the one that the run began with; put that one back")
+            self._folders[content] = adapter, lora
+        return self._folders[adopt.content]
 
     def adopt(self, folders: Sequence[Path]) -> list[Part]:
         """The model with the LoRA adapter of each folder in PEFT's format, in order. Raises: ConfigError, where one is none."""
