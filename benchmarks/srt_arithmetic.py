@@ -98,11 +98,11 @@ def measure(folder: Path) -> None:
     opened.close()
 
 
-def best_temperature(folder: Path) -> float:
-    """The temperature at which the root answers most validation questions."""
+def best_temperature(folder: Path, composed: Any = None) -> float:
+    """The temperature at which the root answers most validation questions, by the evaluator of the run or of another configuration."""
     from selfimprove import config, session
 
-    opened = session.Session(config.build(config.load(folder / "config.yaml")), folder)
+    opened = session.Session(config.build(composed or config.load(folder / "config.yaml")), folder)
     try:
         with opened.run.stage("evaluate", 1):
             root = opened.lineage.root.parts["policy"]

@@ -14,7 +14,7 @@ import yaml
 
 from selfimprove.discovery import version_of
 from selfimprove.errors import ConfigError
-from selfimprove.models import Models
+from selfimprove.models import Lora, Models
 from selfimprove.models.adapters import write_adapter
 from selfimprove.models.hub import EMBEDDED
 from selfimprove.records import Candidate, Part
@@ -44,17 +44,19 @@ def export(models: Models, candidate: Candidate, destination: Path, merged: bool
     _check_free(destination)
     adapters = _adapters(models, policy)
     below = _below(models.folder)
-    if merged is False and len(adapters) != 1:
-        raise ConfigError(f"candidate {candidate.id} is {len(adapters)} adapters over the model, not one; export it as merged weights")
+    loras = [models.lora(a) for a in adapters]
+    if merged is False and (len(loras) != 1 or loras[0] is None):
+        what = "moved whole weights" if None in loras else f"is {len(adapters)} adapters over the model, not one"
+        raise ConfigError(f"candidate {candidate.id} {what}; export it as merged weights")
     if merged is False and below:
         raise ConfigError(f"candidate {candidate.id} stands on the adapter {below}, which is merged into the model; export it as merged weights")
-    alone = len(adapters) == 1 and not below and merged is not True
+    alone = loras[0] if len(loras) == 1 and not below and merged is not True else None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
         try:
-            base = _write_adapter(models, adapters[0], scratch) if alone else _write_merged(models, policy, scratch)
-            card = model_card(models.folder, candidate, base, adapter=alone)
+            base = _write_adapter(models, adapters[0], alone, scratch) if alone else _write_merged(models, policy, scratch)
+            card = model_card(models.folder, candidate, base, adapter=alone is not None)
             (scratch / CARD).write_text(card, encoding="utf-8", errors="replace")
             scratch.chmod(0o755)  # mkdtemp makes it private
             os.replace(scratch, destination)  # an empty folder may be replaced
@@ -115,11 +117,11 @@ def _adapters(models: Models, policy: Part) -> Sequence[str]:
     return (*layered.merged, *([layered.live] if layered.live else []))
 
 
-def _write_adapter(models: Models, name: str, folder: Path) -> str:
+def _write_adapter(models: Models, name: str, lora: Lora, folder: Path) -> str:
     """Write one adapter; the base model's name."""
     with models.open(models.root) as model:
         base = _base(model)
-    write_adapter(folder, models.adapter(name), models.lora(name), base)
+    write_adapter(folder, models.adapter(name), lora, base)
     return base
 
 

@@ -96,3 +96,12 @@ class Rollout(Text):
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))
         object.__setattr__(self, "logprobs", tuple(self.logprobs))
+
+
+@payload("noise")
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """A perturbation of the parent's weights: which noise, and which way along it."""
+
+    seed: int
+    sign: int = 1

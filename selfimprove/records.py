@@ -28,7 +28,7 @@ class Part:
     """
 
     kind: str
-    """What the content is: ``model``, ``adapter``, ``text``, ``values``."""
+    """What the content is: ``model``, ``adapter``, ``weights`` (that moved as a whole), ``text``, ``values``."""
     digest: str
 
 

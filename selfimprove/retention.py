@@ -29,7 +29,7 @@ class Retention:
     @hookimpl
     def round_finished(self, lineage: Lineage, run: Run) -> None:
         if len(lineage) % self.every == 0:
-            run.models.retain(part for c in self.kept(lineage) for part in c.parts.values() if part.kind == "adapter")
+            run.models.retain(part for c in self.kept(lineage) for part in c.parts.values() if part.kind in ("adapter", "weights"))
 
     def kept(self, lineage: Lineage) -> list[Candidate]:
         """The candidates whose content stays."""

@@ -173,11 +173,13 @@ class PassAtK:
 
 
 def asking_of(run: Run) -> Asking:
-    """How the run's editor asks. Raises: ConfigError, where it asks nothing."""
-    asking = getattr(run.roles.get("editor"), "asking", None)
-    if not isinstance(asking, Asking):
-        raise ConfigError("evaluator=pass_at_k asks as the editor does, and this one asks no questions; choose editor=rollouts, or another evaluator")
-    return asking
+    """How the run's editor asks, or its rewarder where that is who asks. Raises: ConfigError, where neither asks anything."""
+    for role in ("editor", "rewarder"):
+        if isinstance(asking := getattr(run.roles.get(role), "asking", None), Asking):
+            return asking
+    raise ConfigError(
+        "evaluator=pass_at_k asks as the editor or the rewarder does, and these ask no questions; choose editor=rollouts, or another evaluator"
+    )
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

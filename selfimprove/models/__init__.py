@@ -18,25 +18,33 @@ from selfimprove.models.api import (
     Train,
     Trained,
 )
-from selfimprove.models.layer import Engine, Models
+from selfimprove.models.layer import Engine, Models, optimizer_of
+from selfimprove.models.recipes import Adopt, Ascent, Evolve, Mix, Perturb, Recipe
 
 __all__ = [
+    "Adopt",
+    "Ascent",
     "Completion",
     "Document",
     "Engine",
+    "Evolve",
     "Generate",
     "Interpolate",
     "Interpolated",
     "Likelihood",
     "Lora",
+    "Mix",
     "Models",
     "Objective",
     "Pair",
     "Prefer",
+    "Perturb",
+    "Recipe",
     "Reinforce",
     "Reinforced",
     "Sample",
     "Score",
     "Train",
     "Trained",
+    "optimizer_of",
 ]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
 from selfimprove.models.layer import Adapter
+
+UNLIKE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""Settings of PEFT with which an adapter is not (alpha / rank) B A everywhere."""
 
 
 def write_adapter(folder: Path, adapter: Adapter, lora: Lora, base: str) -> None:
@@ -24,7 +30,7 @@ def write_adapter(folder: Path, adapter: Adapter, lora: Lora, base: str) -> None
     from peft import LoraConfig
 
     save_file({k: v.detach().cpu().contiguous() for k, v in adapter.items()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    layers = sorted({int(found[1]) for name in adapter if (found := re.search(r"\.layers\.(\d+)\.", name))})
+    layers = sorted({n for name in adapter if (n := layer_of(name)) is not None})
     LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -54,10 +60,59 @@ def stacked(adapters: Sequence[tuple[Adapter, Lora]]) -> tuple[Adapter, Lora]:
             for adapter, lora in adapters
         ]
         whole[name] = torch.cat([p.float().cpu() for p in pieces], dim=0 if down else 1)
-    loras = [lora for _, lora in adapters]
+    return whole, side_by_side([lora for _, lora in adapters])
+
+
+def side_by_side(loras: Sequence[Lora]) -> Lora:
+    """The settings of the adapter that `stacked` makes."""
+    if len(loras) == 1:
+        return loras[0]
     rank = sum(lora.rank for lora in loras)
     targets = tuple(dict.fromkeys(t for lora in loras for t in lora.targets))
-    return whole, dataclasses.replace(loras[0], rank=rank, alpha=rank, targets=targets, first_layer=min(lora.first_layer for lora in loras))
+    return dataclasses.replace(loras[0], rank=rank, alpha=rank, targets=targets, first_layer=min(lora.first_layer for lora in loras))
+
+
+def mixed(adapters: Sequence[tuple[Adapter, Lora]], weights: Sequence[Sequence[float]]) -> tuple[Adapter, Lora]:
+    """One adapter that adds the weighted sum of what these add.
+
+    Args:
+        weights: by adapter and group of neighbouring layers, the lowest first. (K, G)
+    """
+    layers = 1 + max((n for adapter, _ in adapters for name in adapter if (n := layer_of(name)) is not None), default=0)
+    scaled = []
+    for (adapter, lora), row in zip(adapters, weights, strict=True):
+        share = {n: row[n * len(row) // layers] for n in range(layers)}
+        scaled.append(({n: v if ".lora_A." in n else v.float() * share[layer_of(n) or 0] for n, v in adapter.items()}, lora))
+    return stacked(scaled)
+
+
+def read_adapter(folder: Path) -> tuple[Adapter, Lora, str]:
+    """The adapter in a folder in PEFT's format, its settings, and the digest of its files. Raises: ConfigError, where it is no plain LoRA."""
+    try:
+        settings, data = (folder / "adapter_config.json").read_bytes(), (folder / "adapter_model.safetensors").read_bytes()
+        config, adapter = dict(json.loads(settings)), load(data)
+        if config.get("peft_type") != "LORA" or any(
+            config.get(n) for n in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias_pattern")
+        ):
+            raise ValueError("it is no LoRA of one rank and scale")
+        if strange := [n for n in adapter if not re.search(r"\.layers\.\d+\..*\.lora_[AB]\.weight$", n)]:
+            raise ValueError(f"it holds {strange[0]}, which is no part of a layer's adapter")
+        names = tuple(sorted({n.rsplit(".", 3)[1] for n in adapter}))
+        lora = Lora(
+            int(config["r"]), float(config["lora_alpha"]), names, learning_rate=0.0, epochs=0, first_layer=min(layer_of(n) or 0 for n in adapter)
+        )
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as e:
+        raise ConfigError(
+            f"{folder} holds no LoRA adapter that can be mixed ({e}); give a folder that `selfimprove export RUN CANDIDATE FOLDER --adapter` or PEFT "
+            "wrote, with adapter_config.json and adapter_model.safetensors"
+        ) from e
+    return adapter, lora, hashlib.sha256(settings + data).hexdigest()[:32]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight belongs to."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def between(one: Adapter, other: Adapter, share: float) -> Adapter:

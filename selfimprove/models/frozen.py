@@ -157,22 +157,35 @@ class Frozen:
 
     # ---- weights ----
 
-    def merge(self, wanted: Mapping[str, tuple[Mapping[str, Tensor], Lora]]) -> None:
-        """Make the weights the opened ones plus these adapters, by name, exactly the same whatever was merged before."""
+    def merge(self, wanted: Mapping[str, tuple[Mapping[str, Tensor], Lora | None]]) -> None:
+        """Make the weights the opened ones plus these adapters, by name, exactly the same whatever was merged before.
+
+        Without a `Lora`, what is added to each weight is given as it is.
+        """
         if tuple(wanted) == self._merged:
             return
         with torch.no_grad():
             for name, original in self._originals.items():
                 self.model.get_submodule(name).weight.copy_(original)
             for weights, lora in wanted.values():
-                for name, module in target_modules(self.model, lora).items():
-                    self._originals.setdefault(name, module.weight.detach().clone())
-                    a, b = (weights[peft_name(name, w)].to(self.device) for w in "AB")
-                    module.weight += (b @ a * (lora.alpha / lora.rank)).to(module.weight.dtype)
+                for name, added in self._added(weights, lora):
+                    weight = self.model.get_submodule(name).weight
+                    self._originals.setdefault(name, weight.detach().clone())
+                    weight += added.to(weight.dtype)
         self._merged = tuple(wanted)
         for name in self._originals:
             if laid := self._laid.get(self.model.get_submodule(name)):
                 laid.forget()
+
+    def _added(self, weights: Mapping[str, Tensor], lora: Lora | None) -> Iterator[tuple[str, Tensor]]:
+        """What is added to the weight of each module. (out, in)"""
+        if lora is None:
+            for name, added in weights.items():
+                yield name.removesuffix(".weight"), added.to(self.device)
+            return
+        for name in target_modules(self.model, lora):
+            a, b = (weights[peft_name(name, w)].to(self.device) for w in "AB")
+            yield name, b @ a * (lora.alpha / lora.rank)
 
     @property
     def merged(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from selfimprove.errors import ConfigError, StorageError
 from selfimprove.identity import digest
 from selfimprove.ledger import Ledger
+from selfimprove.models import recipes
 from selfimprove.models.api import (
     Completion,
     Document,
@@ -40,6 +41,7 @@ from selfimprove.models.api import (
     Train,
     Trained,
 )
+from selfimprove.models.recipes import Adopt, Evolve, Mix, Perturb, Recipe
 from selfimprove.records import Part
 from selfimprove.storage import append_line, read_lines, write_bytes, write_json
 
@@ -47,8 +49,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Request = Generate | Score | Train | Reinforce | Prefer | Interpolate
-Recipe = Train | Reinforce | Prefer | Interpolate
-"""What makes weights, and makes them again where they were pruned."""
 TRAINING = ("train", "reinforce", "prefer", "interpolate")
 """Calls that make weights."""
 MOMENTS = "optimizer."
@@ -57,7 +57,8 @@ TILES_IN_MEMORY = 8
 """Train tiles whose adapters are kept in memory; the others are read from disk again."""
 
 Adapter = Mapping[str, "Tensor"]
-"""LoRA weights by PEFT's names: ``base_model.model.<module>.lora_A.weight`` (rank, in) and ``…lora_B.weight`` (out, rank)."""
+"""LoRA weights by PEFT's names: ``base_model.model.<module>.lora_A.weight`` (rank, in) and ``…lora_B.weight`` (out, rank); where weights
+move as a whole, what is added to each: ``<module>.weight`` (out, in)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class Weights(Protocol):
     def layered(self, policy: Part) -> Layered: ...
     def adapter(self, name: str) -> Adapter: ...
     def moments(self, optimizer: Part) -> Adapter: ...
-    def lora(self, name: str) -> Lora: ...
+    def lora(self, name: str) -> Lora | None: ...
+    def recipe(self, policy: Part) -> Recipe | None: ...
 
 
 class Engine(Protocol):
@@ -110,6 +112,12 @@ class Engine(Protocol):
     def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
         """For each request the adapter."""
 
+    def derive(self, recipe: Perturb | Evolve, weights: Weights) -> Adapter:
+        """What a recipe adds to the weights, and the optimizer's moments after a step."""
+
+    def cost(self, recipe: Recipe) -> dict[str, float]:
+        """What deriving a policy costs."""
+
     def tokens(self, document: Document) -> int:
         """What `train` charges for a document and epoch, in tokens."""
 
@@ -133,7 +141,9 @@ class Models:
         self.notify: Callable[[int, int], None] = lambda done, total: None
         self._made: dict[str, tuple[str, int]] = {}  # digest of a policy or an optimizer -> (train tile, row)
         self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
-        self._trained: dict[str, list[Recipe]] = {}  # train tile -> its requests
+        self._trained: dict[str, list[Any]] = {}  # train tile -> its requests; of a derive tile, its recipes
+        self._evolved: tuple[tuple[str, int], Adapter] = (("", 0), {})  # which row of which tile was evolved last, and its content
+        self._folders: dict[str, tuple[Adapter, Lora]] = {}  # adopted adapters by the digest of their files
         self._layered: dict[str, Layered] = {}
         self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         self._settle(folder / "split.json")
@@ -191,6 +201,24 @@ class Models:
         """One policy per request, in order. Charges nothing."""
         return self._run("interpolate", requests, self._interpolate_tile, Interpolated)
 
+    def derive(self, wanted: Sequence[Recipe]) -> list[Part]:
+        """The policy that each recipe makes, in order; computed when it is used. Charges the FLOPs of a step.
+
+        The moments of an `Evolve` are the part `optimizer_of` its policy.
+        """
+        if not wanted:
+            return []
+        encoded = [recipes.encode(r) for r in wanted]
+        parts = [Part("weights" if isinstance(r, Evolve) else "adapter", digest("derive", e)) for r, e in zip(wanted, encoded, strict=True)]
+        for r in wanted:
+            self._above("", r, self.layered(r.policy))  # refused before anything is recorded
+            self.ledger.charge(**self.engine.cost(r))
+        name = digest("derive", encoded)
+        if not self._path(name, "json").exists():
+            write_json(self._path(name, "json"), {"call": "derive", "requests": encoded})
+        self._define(name, [p.digest for p in parts])
+        return parts
+
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
         return [self.engine.tokens(d) for d in documents]
@@ -203,21 +231,32 @@ class Models:
 
     def layered(self, policy: Part) -> Layered:
         """Which adapters make up a policy. Raises: StorageError for a part this run did not make."""
-        if policy.digest == self.root.digest:
-            return Layered()
-        if policy.digest not in self._layered:
-            if policy.digest not in self._made:
-                raise StorageError(f"policy {policy.digest} was not made in {self.folder}; open it in the run that made it")
-            request = self._recipe(policy.digest)
-            below = self.layered(request.policy)
-            if isinstance(request, Reinforce | Interpolate):  # its adapter goes on from the one below, in its place
-                self._layered[policy.digest] = Layered(below.merged, policy.digest)
-                return self._layered[policy.digest]
-            if below.live is not None:
-                raise ConfigError("an adapter cannot train on top of a live adapter; set merge=true where the lower one is trained")
-            merged = request.lora.merge
-            self._layered[policy.digest] = Layered((*below.merged, policy.digest)) if merged else Layered(below.merged, policy.digest)
-        return self._layered[policy.digest]
+        below = [policy]  # from the policy down to one that is known: a chain may be as long as the run
+        while (top := below[-1]).digest not in self._layered and top.digest != self.root.digest:
+            if top.digest not in self._made:
+                raise StorageError(f"policy {top.digest} was not made in {self.folder}; open it in the run that made it")
+            below.append(self._recipe(top.digest).policy)
+        found = self._layered.get(below.pop().digest, Layered())
+        for part in reversed(below):
+            found = self._layered[part.digest] = self._above(part.digest, self._recipe(part.digest), found)
+        return found
+
+    def _above(self, name: str, request: Request | Recipe, below: Layered) -> Layered:
+        if isinstance(request, Reinforce | Interpolate):  # its adapter goes on from the one below, in its place
+            return Layered(below.merged, name)
+        if below.live is not None:
+            raise ConfigError(
+                "a policy with a live adapter is no ground for another adapter, noise or a mixture; set merge=true where the lower one is trained"
+            )
+        if isinstance(request, Evolve):  # its content goes on from the one below, in its place
+            stays = below.merged[:-1] if self._evolution(below) else below.merged
+            return Layered((*stays, name))
+        merged = isinstance(request, Train | Prefer) and request.lora.merge
+        return Layered((*below.merged, name)) if merged else Layered(below.merged, name)
+
+    def _evolution(self, layered: Layered) -> str | None:
+        """The evolved policy that a policy stands on, where one was merged last."""
+        return layered.merged[-1] if layered.merged and isinstance(self._recipe(layered.merged[-1]), Evolve) else None
 
     def adapter(self, name: str) -> Adapter:
         """The weights of the adapter that made a policy; trained again where they were pruned."""
@@ -230,6 +269,17 @@ class Models:
         return {n: w for n, w in self._content(optimizer.digest).items() if n.startswith(MOMENTS)}
 
     def _content(self, name: str) -> Adapter:
+        match recipe := self._recipe(name):
+            case Evolve():
+                return self._evolved_content(name)
+            case Perturb():
+                return self.engine.derive(recipe, self)
+            case Mix():
+                from selfimprove.models.adapters import mixed
+
+                return mixed([(self.adapter(name), lora) for name, lora in self._sources(recipe)], recipe.weights)[0]
+            case Adopt():
+                return self._folder(recipe)[0]
         tile, row = self._made[name]
         if tile not in self._cache:
             path = self._path(tile, "safetensors")
@@ -250,26 +300,97 @@ class Models:
             case _:
                 return [a for a, _, _ in self.engine.train(requests, self)[0]]
 
-    def lora(self, name: str) -> Lora:
-        """The settings of the adapter that made a policy."""
-        recipe = self._recipe(name)
-        if not isinstance(recipe, Interpolate):
-            return recipe.lora
-        live = self.layered(recipe.towards).live or self.layered(recipe.policy).live
-        assert live is not None, "an engine interpolates adapters only"
-        return self.lora(live)
+    def lora(self, name: str) -> Lora | None:
+        """The settings of the adapter that made a policy; None where whole weights moved."""
+        match recipe := self._recipe(name):
+            case Evolve():
+                return None
+            case Mix():
+                from selfimprove.models.adapters import side_by_side
+
+                return side_by_side([lora for _, lora in self._sources(recipe)])
+            case Adopt():
+                return self._folder(recipe)[1]
+            case Interpolate():
+                live = self.layered(recipe.towards).live or self.layered(recipe.policy).live
+                assert live is not None, "an engine interpolates adapters only"
+                return self.lora(live)
+        lora: Lora | None = recipe.lora
+        return lora
+
+    def recipe(self, policy: Part) -> Recipe | None:
+        """What a policy was derived by; None where it was trained, or is the model. Raises: StorageError for a part this run did not make."""
+        if policy.digest == self.root.digest:
+            return None
+        self.layered(policy)
+        found = self._recipe(policy.digest)
+        return None if isinstance(found, Train | Reinforce | Prefer | Interpolate) else found
+
+    def _evolved_content(self, name: str) -> Adapter:
+        """What an evolved policy adds to the weights, derived step by step from the last content that is in memory or on disk."""
+        steps = [self._made[name]]
+        while steps[-1] != self._evolved[0] and not self._path(steps[-1][0], "safetensors").exists():
+            tile, row = steps[-1]
+            below = self._evolution(self.layered(self._recipes(tile)[row].policy))
+            if below is None:
+                break
+            steps.append(self._made[below])
+        for tile, row in reversed(steps):
+            if (tile, row) != self._evolved[0]:
+                path = self._path(tile, "safetensors")
+                found = self._load(path)[row] if path.exists() else self.engine.derive(self._recipes(tile)[row], self)
+                self._evolved = (tile, row), found
+        return self._evolved[1]
+
+    def _sources(self, mix: Mix) -> list[tuple[str, Lora]]:
+        """The adapters of a mixture, and their settings."""
+        sources = []
+        for part in mix.adapters:
+            layered = self.layered(part)
+            if layered.live is None or layered.merged != self.layered(mix.policy).merged or (lora := self.lora(layered.live)) is None:
+                raise ConfigError(f"a mixture is of adapters over the policy that is mixed into; {part.digest} is none")
+            sources.append((layered.live, lora))
+        return sources
+
+    def _folder(self, adopt: Adopt) -> tuple[Adapter, Lora]:
+        """The adapter of a folder, read once. Raises: StorageError, where it has changed."""
+        if adopt.content not in self._folders:
+            from selfimprove.models.adapters import read_adapter
+
+            adapter, lora, content = read_adapter(Path(adopt.folder))
+            if content != adopt.content:
+                raise StorageError(f"the adapter in {adopt.folder} is not the one that the run began with; put that one back")
+            self._folders[content] = adapter, lora
+        return self._folders[adopt.content]
+
+    def adopt(self, folders: Sequence[Path]) -> list[Part]:
+        """The model with the LoRA adapter of each folder in PEFT's format, in order. Raises: ConfigError, where one is none."""
+        from selfimprove.models.adapters import read_adapter
+
+        return self.derive([Adopt(self.root, str(f), read_adapter(f)[2]) for f in folders])
 
     def retain(self, keep: Iterable[Part]) -> None:
-        """Prune the weights of all train tiles but those that these policies need."""
+        """Prune the weights of all train tiles but those that these policies need, and write that of an evolved one that is in memory."""
         wanted: set[str] = set()
         for part in keep:
-            layered = self.layered(part)
-            wanted.update(self._made[a][0] for a in (*layered.merged, *([layered.live] if layered.live else [])))
+            wanted |= self._needed(part)
+        (tile, row), content = self._evolved
+        if tile in wanted and not self._path(tile, "safetensors").exists():
+            self._write_packed(tile, {row: content})
         for tile in self._fresh:
             if tile not in wanted:
                 self._path(tile, "safetensors").unlink(missing_ok=True)
                 self._cache.pop(tile, None)
         self._fresh = [t for t in self._fresh if t in wanted]
+
+    def _needed(self, policy: Part) -> set[str]:
+        """The tiles whose content a policy is made of."""
+        layered, needed = self.layered(policy), set()
+        for name in (*layered.merged, *([layered.live] if layered.live else [])):
+            needed.add(self._made[name][0])
+            if isinstance(recipe := self._recipe(name), Mix):
+                needed.update(*(self._needed(a) for a in recipe.adapters))
+        return needed
 
     # ---- tiles ----
 
@@ -334,9 +455,12 @@ class Models:
         return [Interpolated(Part("adapter", digest("train", name, i))) for i in range(len(tile))], charges
 
     def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
-        packed = {f"{row}/{k}": v.contiguous() for row, a in enumerate(adapters) for k, v in a.items()}
-        write_bytes(self._path(tile, "safetensors"), save_tensors(packed))
+        self._write_packed(tile, dict(enumerate(adapters)))
         self._remember(tile, dict(enumerate(adapters)))
+
+    def _write_packed(self, tile: str, adapters: Mapping[int, Adapter]) -> None:
+        packed = {f"{row}/{k}": v.contiguous() for row, a in adapters.items() for k, v in a.items()}
+        write_bytes(self._path(tile, "safetensors"), save_tensors(packed))
         if tile not in self._fresh:
             self._fresh.append(tile)
 
@@ -347,7 +471,7 @@ class Models:
             del self._cache[next(iter(self._cache))]
 
     def _define(self, tile: str, parts: Sequence[str]) -> None:
-        if parts[0] not in self._made:
+        if any(p not in self._made for p in parts):
             append_line(self.folder / "parts.jsonl", json.dumps([tile, list(parts)]))
             self._remember_parts(tile, parts)
 
@@ -355,12 +479,12 @@ class Models:
         for i, policy in enumerate(policies):
             self._made[policy] = self._made[optimizer_of(Part("adapter", policy)).digest] = (tile, i)
 
-    def _recipe(self, part: str) -> Recipe:
-        """The request that makes a part. Raises: StorageError."""
+    def _recipe(self, part: str) -> Any:
+        """The request or recipe that makes a part. Raises: StorageError."""
         tile, row = self._made[part]
         return self._recipes(tile)[row]
 
-    def _recipes(self, tile: str) -> list[Recipe]:
+    def _recipes(self, tile: str) -> list[Any]:
         if tile not in self._trained:
             path = self._path(tile, "json")
             try:
@@ -451,7 +575,8 @@ def _decode_lora(data: Mapping[str, Any]) -> Lora:
     return Lora(**{**data, "targets": tuple(data["targets"])})
 
 
-_DECODE: Mapping[str, Callable[[Mapping[str, Any]], Recipe]] = {
+_DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "derive": recipes.decode,
     "train": _decode_train,
     "reinforce": _decode_reinforce,
     "prefer": _decode_prefer,

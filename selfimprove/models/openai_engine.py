@@ -18,6 +18,7 @@ from selfimprove.errors import ConfigError, ServerError
 from selfimprove.identity import digest
 from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Prefer, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Engine, Request, Weights
+from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.records import Part
 from selfimprove.storage import storage_error
 
@@ -197,6 +198,12 @@ class OpenAIEngine:
     def interpolate(self, tile: Sequence[Interpolate], weights: Weights) -> tuple[list[Adapter], dict[str, float]]:
         return self._training().interpolate(tile, weights)
 
+    def derive(self, recipe: Perturb | Evolve, weights: Weights) -> Adapter:
+        return self._training().derive(recipe, weights)
+
+    def cost(self, recipe: Recipe) -> dict[str, float]:
+        return self._training().cost(recipe)
+
     def tokens(self, document: Document) -> int:
         return self._training().tokens(document)
 
@@ -268,7 +275,11 @@ class _Policies:
         """Put the adapters, as one, into a folder. Raises: StorageError."""
         from selfimprove.models.adapters import stacked, write_adapter  # torch, which engine=openai does without
 
-        adapter, lora = stacked([(weights.adapter(a), weights.lora(a)) for a in adapters])
+        loras = [weights.lora(a) for a in adapters]
+        known = [lora for lora in loras if lora is not None]
+        if len(known) < len(loras):
+            raise ConfigError("a server is handed adapters, and this policy's weights moved as a whole; use engine=torch")
+        adapter, lora = stacked(list(zip(map(weights.adapter, adapters), known, strict=True)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".", dir=path.parent))

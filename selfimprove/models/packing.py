@@ -35,9 +35,9 @@ class Ragged:
         columns = np.arange(max(1, sizes.max()))
         mask = columns[None] < sizes[:, None]
         self.rows, self.width = mask.shape
-        self.full = order is None and bool(mask.all())
         slots = np.flatnonzero(mask)
         order = np.arange(len(slots)) if order is None else order
+        self.full = bool(mask.all()) and bool((order[1:] > order[:-1]).all())  # nothing is padded, and nothing changes places
         gather = np.zeros(mask.size, dtype=np.int64)
         gather[slots] = order
         scatter = np.empty(len(slots), dtype=np.int64)

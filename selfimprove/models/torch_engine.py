@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
+import itertools
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from selfimprove.errors import ConfigError
-from selfimprove.models import hub
+from selfimprove.models import hub, noise
 from selfimprove.models.adapters import between
 from selfimprove.models.api import (
     ATTENTION,
@@ -35,8 +37,9 @@ from selfimprove.models.api import (
 from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.generate import Decoder
-from selfimprove.models.layer import Adapter, Request, Weights
+from selfimprove.models.layer import MOMENTS, Adapter, Request, Weights
 from selfimprove.models.packing import Ragged
+from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.models.reinforce import Start, reinforce
 from selfimprove.models.score import score
 from selfimprove.models.train import plan, train
@@ -76,7 +79,7 @@ class TorchEngine:
         device: ``auto``, ``cpu``, ``cuda`` …
         threads: processor threads; part of every digest, since it changes the order of sums. 0 takes all cores.
         rows: rows in flight while generating; 0 takes 128 on a processor and 512 on a GPU.
-        bank: the most adapters that train together.
+        bank: the most adapters in a tile.
         step_tokens: the most tokens in one forward and backward pass; 0 takes 2,048 on a processor and 16,384 on a GPU, or what fits.
         logit_rows: positions whose logits exist at one time; 0 takes 1,024 on a processor and 4,096 on a GPU.
         adapter: a folder with a LoRA adapter in PEFT's format, which is merged into the model: the root is what comes of it.
@@ -158,23 +161,43 @@ class TorchEngine:
             elif isinstance(r, Interpolate):
                 shape, size = None, 0
             else:
-                shape = _shape(weights.lora(layered.live)) if layered.live else None
+                lora = weights.lora(layered.live) if layered.live else None
+                shape = _shape(lora) if lora else layered.live  # noise of full rank has tiles of its own
                 size = (seen.setdefault(r.policy.digest, len(seen)), len(r.prompt), r.prompt)  # few adapters in a tile
             groups.setdefault((layered.merged, shape), []).append((size, i))
         tiles: list[list[int]] = []
         for group in groups.values():
             ordered = [i for _, i in sorted(group)]
             first = requests[ordered[0]]
-            width = self._bank_width(first.lora) if isinstance(first, Train | Reinforce | Prefer) else 4 * self.rows
-            tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
+            if isinstance(first, Train | Reinforce | Prefer):
+                width = self._bank_width(first.lora)
+                tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
+            else:
+                tiles += self._whole([list(own) for _, own in itertools.groupby(ordered, lambda i: requests[i].policy.digest)])
+        return tiles
+
+    def _whole(self, policies: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Tiles of whole policies, as many as fit; only one that is too large for a tile is cut.
+
+        So policies with equally many requests share a tile with the same others, whether all are asked at once or some of the tiles.
+        """
+        width, tiles, count = 4 * self.rows, [[]], 0  # type: int, list[list[int]], int
+        for own in policies:
+            if tiles[-1] and (count == self.bank or len(tiles[-1]) + len(own) > width):
+                tiles.append([])
+                count = 0
+            count += 1
+            room = width - len(tiles[-1])
+            tiles[-1] += own[:room]
+            tiles += [list(own[at : at + width]) for at in range(room, len(own), width)]
         return tiles
 
     # ---- the three calls ----
 
     @torch.inference_mode()
     def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
-        bank, slots = self._live(tile, weights)
-        with bank.attached() if bank else contextlib.nullcontext():
+        attached, bank, slots = self._live(tile, weights)
+        with attached:
             decoder = Decoder(self.frozen, tile, bank, slots, self.rows, self.split.cache_tokens)
             completions = decoder.run()
         generated = sum(c.tokens for c in completions)
@@ -183,8 +206,8 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]:
-        bank, slots = self._live(tile, weights)
-        with bank.attached() if bank else contextlib.nullcontext():
+        attached, bank, slots = self._live(tile, weights)
+        with attached:
             found, tokens, targets = score(self.frozen, tile, bank, slots, self.split.step_tokens, self.logit_rows)
         return found, {"scored_tokens": tokens, "flops": tokens * self.frozen.body_flops + targets * self.frozen.head_flops}
 
@@ -253,6 +276,25 @@ class TorchEngine:
             made.append(between(ends[0], ends[1], r.share))
         return made, {}
 
+    @torch.inference_mode(False)  # a generate tile may need it
+    @torch.no_grad()
+    def derive(self, recipe: Perturb | Evolve, weights: Weights) -> Adapter:
+        if isinstance(recipe, Perturb):
+            return noise.noise(self.frozen.model, recipe, self._table)
+        below = weights.layered(recipe.policy).merged
+        before = weights.adapter(below[-1]) if below and weights.lora(below[-1]) is None else {}
+        moments = {n.removeprefix(MOMENTS): v for n, v in weights.moments(recipe.optimizer).items()} if recipe.optimizer else {}
+        members = [m for p in recipe.members if isinstance(m := weights.recipe(p), Perturb)]
+        if len(members) != len(recipe.members):
+            raise ConfigError("a step goes along the noise of perturbations, and one of its members is none; give policies that `Perturb` made")
+        added, states = noise.step(self.frozen.model, members, recipe.weights, recipe.ascent, before, moments, self._table)
+        return {**added, **{f"{MOMENTS}{n}": v for n, v in states.items()}}
+
+    def cost(self, recipe: Recipe) -> dict[str, float]:
+        if not isinstance(recipe, Evolve):
+            return {}
+        return {"flops": float(len(recipe.members) * self.frozen.body_flops)}
+
     def tokens(self, document: Document) -> int:
         return len(self.frozen.encode_document(document)[0])
 
@@ -270,19 +312,23 @@ class TorchEngine:
 
     # ---- adapters ----
 
-    def _live(self, tile: Sequence[Generate | Score], weights: Weights) -> tuple[Bank | None, list[int]]:
-        """A bank with the live adapters of a tile, and the slot of each request; None where no policy has one."""
+    def _live(self, tile: Sequence[Generate | Score], weights: Weights) -> tuple[contextlib.AbstractContextManager[None], Bank | None, list[int]]:
+        """What puts the live adapters of a tile, or its noise of full rank, on the model; the bank of the adapters, and each request's slot."""
         layers = [weights.layered(r.policy) for r in tile]
         self._merge(layers[0].merged, weights)
         names = list(dict.fromkeys(x.live for x in layers if x.live))
         slots = [names.index(x.live) if x.live else 0 for x in layers]
         if not names:
-            return None, slots
+            return contextlib.nullcontext(), None, slots
+        lora, recipe = weights.lora(names[0]), weights.recipe(tile[0].policy)
+        if lora is None:
+            assert isinstance(recipe, Perturb), "whole weights that move are merged"
+            return noise.formed(self.frozen.model, recipe, self._table), None, slots
         loaded = [weights.adapter(name) for name in names]
         self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
-        bank = Bank(self.frozen.model, weights.lora(names[0]), len(names), trains=False)
+        bank = Bank(self.frozen.model, lora, len(names), trains=False)
         bank.load(loaded)
-        return bank, slots
+        return bank.attached(), bank, slots
 
     def _merge(self, wanted: tuple[str, ...], weights: Weights) -> None:
         """Make the weights those of a policy. Raises: ConfigError, while they are lent to whoever opened one."""
@@ -328,6 +374,12 @@ class TorchEngine:
         ], charges
 
     # ---- memory ----
+
+    @functools.cached_property
+    def _table(self) -> noise.Table:
+        """The normal numbers that noise of full rank is made of."""
+        largest = max(m.weight.numel() for n, m in self.frozen.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
+        return noise.Table(largest, self.device)
 
     def _bank_width(self, lora: Lora) -> int:
         weights = sum(lora.rank * (m.in_features + m.out_features) for m in target_modules(self.frozen.model, lora).values())

@@ -14,6 +14,7 @@ from selfimprove import identity
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Lora, Prefer, Reinforce, Score, Train
 from selfimprove.models.layer import Adapter, Request, Weights
+from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.records import Part
 
 Script = Callable[[Generate, tuple[Document, ...]], str]
@@ -21,6 +22,9 @@ Script = Callable[[Generate, tuple[Document, ...]], str]
 
 _A = "base_model.model.scripted.lora_A.weight"
 _B = "base_model.model.scripted.lora_B.weight"
+
+NOISE = Lora(1, 1, ("scripted",), learning_rate=1.0, epochs=1)
+"""What `_adapter` asks of an adapter that knows its documents."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class ScriptedEngine:
       had a prompt (it was taught how to answer), so that fine-tuning on good texts makes better texts.
     * **Scoring** gives −0.1 nats to a word that occurs in a known document or in the prompt, −2 to any other, and −0.7 to a sampled token.
     * **Reinforcing** makes samples with positive advantages known, **preferring** the chosen texts, and **interpolating** what either policy knows.
+    * **Noise** knows one of the facts, which its seed says, or with the opposite sign nothing; a step knows what it did before, and the facts
+      whose noise counts positively.
 
     A word is a token; its id is a digest of it.
 
@@ -125,8 +131,25 @@ class ScriptedEngine:
             if not live:
                 raise ConfigError("neither of the two policies has a live adapter, so there is nothing between them")
             documents = dict.fromkeys(d for name in live for d in _documents(weights.adapter(name)))
-            made.append(_adapter(list(documents), weights.lora(live[-1])))
+            made.append(_adapter(list(documents), weights.lora(live[-1]) or NOISE))
         return made, {}
+
+    def derive(self, recipe: Perturb | Evolve, weights: Weights) -> Adapter:
+        if isinstance(recipe, Perturb):
+            return _adapter(self._fact(recipe), NOISE)
+        below = weights.layered(recipe.policy).merged
+        known = _documents(weights.adapter(below[-1])) if below and weights.lora(below[-1]) is None else []
+        before = float(weights.moments(recipe.optimizer)["optimizer.step"]) if recipe.optimizer else 0.0
+        terms = [(m, w) for p, w in zip(recipe.members, recipe.weights, strict=True) if isinstance(m := weights.recipe(p), Perturb)]
+        good = [d for m, w in terms if w > 0 for d in self._fact(m)]
+        return {**_adapter(list(dict.fromkeys((*known, *good))), NOISE), **_moments(before + 1)}
+
+    def cost(self, recipe: Recipe) -> dict[str, float]:
+        return {"flops": 1e6 * len(recipe.members)} if isinstance(recipe, Evolve) else {}
+
+    def _fact(self, recipe: Perturb) -> list[Document]:
+        gold = [*self.facts.values()]
+        return [Document(gold[recipe.seed % len(gold)])] if gold and recipe.sign > 0 else []
 
     def tokens(self, document: Document) -> int:
         return len(_words(document.text)) + len(_words(document.prompt)) + 1

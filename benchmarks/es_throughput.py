@@ -1,0 +1,185 @@
+"""Evolution strategies against pure batch inference on one machine: tokens per second while a population is evaluated, and memory.
+
+    python benchmarks/es_throughput.py                     # a population of 64, 3 repetitions
+    python benchmarks/es_throughput.py --population 16 --questions 1 --tokens 8 --repetitions 1
+    python benchmarks/es_throughput.py --device cuda
+
+The work is `population` × `questions` completions of exactly `tokens` sampled tokens each. Three sides take turns on it, after a small warm-up that
+does not count, and medians are compared:
+
+* inference: the unperturbed model, all rows in one call;
+* eggroll: the same prompts, row by row, each member of the population under low-rank noise of its own;
+* es: the same under full-rank noise, on as many members as `--members` says, since each costs the same.
+
+`es_of_inference` is eggroll's tokens per second as a share of inference's where every row has a prompt of its own, so that both sides read as many
+prompt tokens. With common random numbers all members get the same questions; then the unperturbed model reads each of them once, and a population
+cannot: `es_of_inference_same_prompts` is that share. `plain_es_of_inference` is es's share of the same. Memory is the peak of a process of its own
+for each population, with equally many rows. The last line is one JSON object; the rest is in benchmarks/results/es_throughput.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from _machine import RESULTS, commit, describe, median, timed, versions, warn_if_busy, write
+
+from selfimprove.ledger import Ledger
+from selfimprove.models import Generate, Models, Perturb
+from selfimprove.models.torch_engine import TorchEngine
+from selfimprove.records import Part
+
+KEYS = ("es_of_inference", "es_of_inference_same_prompts", "plain_es_of_inference", "eggroll_x_plain_es")
+SIGMA = 0.001
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--population", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=4, help="questions of each member")
+    parser.add_argument("--tokens", type=int, default=32, help="sampled tokens of each answer")
+    parser.add_argument("--rank", type=int, default=1)
+    parser.add_argument("--members", type=int, default=2, help="members that plain ES is timed on")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="*", default=[8, 16, 32, 64], help="populations whose peak memory is measured")
+    parser.add_argument("--out", type=Path, default=RESULTS / "es_throughput.json")
+    parser.add_argument("--peak", type=int, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak is not None:
+        print(json.dumps(peak(options)))
+        return
+    load = warn_if_busy()
+    bench = Bench(options)
+    seconds = bench.measure()
+    rows = options.population * options.questions
+    rates = {side: rows * share * options.tokens / median(found) for (side, share), found in seconds.items()}
+    by_side = {side: rate for (side, _), rate in zip(seconds, rates.values(), strict=True)}
+    keys = {
+        "es_of_inference": by_side["eggroll"] / by_side["inference"],
+        "es_of_inference_same_prompts": by_side["eggroll_same_prompts"] / by_side["inference_same_prompts"],
+        "plain_es_of_inference": by_side["es"] / by_side["inference_same_prompts"],
+        "eggroll_x_plain_es": by_side["eggroll_same_prompts"] / by_side["es"],
+    }
+    memory = {str(n): in_a_process(n) for n in options.memory}
+    content = {
+        "keys": keys,
+        "tokens_per_second": by_side,
+        "seconds": {side: found for (side, _), found in seconds.items()},
+        "memory": memory,
+        "options": {n: v for n, v in vars(options).items() if n not in ("out", "peak")},
+        "load_average_before": load,
+        "machine": {**describe(bench.engine.device), "dtype": str(bench.engine.dtype)},
+        "engine": dict(bench.engine.key),
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write(options.out, content)
+    print(json.dumps({n: round(keys[n], 3) for n in KEYS}))
+
+
+class Bench:
+    """The engine, and the work of each side."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.engine = TorchEngine(options.model, options.dtype, options.device, options.threads)
+        # no answer ends before its limit, so that all sides write equally many tokens
+        self.engine.frozen.stop_ids = set()
+
+    def measure(self) -> dict[tuple[str, float], list[float]]:
+        """Seconds of every repetition, by side and the share of the work that it did."""
+        options = self.options
+        few = min(options.members, options.population)
+        sides: dict[tuple[str, float], Callable[[Models], Sequence[Generate]]] = {
+            ("inference", 1.0): partial(self.requests, rank=None, apart=True),
+            ("eggroll", 1.0): partial(self.requests, rank=options.rank, apart=True),
+            ("inference_same_prompts", 1.0): partial(self.requests, rank=None, apart=False),
+            ("eggroll_same_prompts", 1.0): partial(self.requests, rank=options.rank, apart=False),
+            ("es", few / options.population): partial(self.requests, rank=0, apart=False, population=few),
+        }
+        for make in sides.values():
+            self.run(make, small=True)
+        found: dict[tuple[str, float], list[float]] = {side: [] for side in sides}
+        for _ in range(options.repetitions):
+            for side, make in sides.items():
+                found[side].append(self.run(make))
+                print(f"{side[0]:24s} {found[side][-1]:8.2f} s", file=sys.stderr, flush=True)
+        return found
+
+    def run(self, make: Callable[[Models], Sequence[Generate]], small: bool = False) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            models = Models(self.engine, Path(folder), Ledger())
+            requests = make(models)
+            requests = requests[:: max(1, len(requests) // 4)] if small else requests
+            seconds, completions = timed(self.engine.device, lambda: models.generate(requests))
+            assert all(c.tokens == self.options.tokens for c in completions)
+        return seconds
+
+    def requests(self, models: Models, rank: int | None, apart: bool, population: int | None = None) -> list[Generate]:
+        """Every member's questions.
+
+        Args:
+            rank: of the noise; None asks the unperturbed model.
+            apart: give every row a prompt of its own, instead of every member the same questions.
+        """
+        count, questions = population or self.options.population, self.options.questions
+        policies: Sequence[Part] = [models.root] * count
+        if rank is not None:
+            policies = models.derive([Perturb(models.root, i // 2, SIGMA, 1 - 2 * (i % 2), rank) for i in range(count)])
+        return [
+            Generate(policy, question(k * questions + j if apart else j), self.options.tokens, 1.0, seed=k * questions + j, chat=True)
+            for k, policy in enumerate(policies)
+            for j in range(questions)
+        ]
+
+
+def question(number: int) -> str:
+    """A product of two-digit numbers; all have the same length in tokens."""
+    return f"What is {10 + number % 90} times {10 + number // 90 % 90}? Reply with only the number."
+
+
+def in_a_process(population: int) -> dict[str, float]:
+    """What `peak` tells, for a population of this size."""
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--peak", str(population)], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak(options: argparse.Namespace) -> dict[str, float]:
+    """Peak memory of evaluating a population under low-rank noise, and what its factors take, in MiB. Rows in flight are equal for all sizes."""
+    bench = Bench(argparse.Namespace(**{**vars(options), "population": options.peak, "questions": max(1, bench_rows(options) // options.peak)}))
+    with tempfile.TemporaryDirectory() as folder:
+        models = Models(bench.engine, Path(folder), Ledger())
+        before = _peak(bench.engine.device)
+        requests = bench.requests(models, options.rank, apart=True)
+        models.generate(requests)
+        [adapter] = [models.adapter(p.digest) for p in [requests[0].policy]]
+        factors = options.peak * sum(w.numel() for w in adapter.values()) * bench.engine.dtype.itemsize / 2**20
+        return {"peak_mib": _peak(bench.engine.device), "loaded_mib": before, "factors_mib": factors, "rows": float(len(requests))}
+
+
+def bench_rows(options: argparse.Namespace) -> int:
+    """Rows that every population is evaluated on."""
+    return max([options.population, *options.memory])
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
