@@ -249,7 +249,8 @@ class TorchEngine:
             one, other = weights.layered(r.policy), weights.layered(r.towards)
             if one.merged != other.merged:
                 raise ConfigError("the two policies stand on different merged weights, so there is nothing between them")
-            made.append(between(*(weights.adapter(x.live) if x.live else {} for x in (one, other)), r.share))
+            below, above = (weights.adapter(x.live) if x.live else {} for x in (one, other))
+            made.append(between(below, above, r.share))
         return made, {}
 
     def tokens(self, document: Document) -> int:
