@@ -6,6 +6,7 @@ Every pair runs for one round in the company of the strategy that its editor bel
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,10 +105,10 @@ def _tried(values: Values) -> str:
 def _cell(outcome: str, reasons: list[str]) -> str:
     if outcome == RUNS:
         return RUNS
-    reason = outcome.removeprefix("†")
+    reason = re.sub(r"\b\w+ \((editor|rewarder|updater)\)", r"the \1", outcome.removeprefix("†"))  # the roles, whatever fills them
     if reason not in reasons:
         reasons.append(reason)
-    return f"{reasons.index(reason) + 1}{'†' if outcome != reason else ''}"
+    return f"{reasons.index(reason) + 1}{'†' if outcome.startswith('†') else ''}"
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

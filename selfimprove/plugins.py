@@ -125,7 +125,7 @@ def _check_payloads(roles: Mapping[str, Any]) -> None:
         if consumed is not None and not any(issubclass(p, c) for p in produced for c in consumed):
             raise AdmissionError(
                 f"{_name(editor)} (editor) produces {_types(produced)}, but {_name(plugin)} ({role}) consumes "
-                f"{_types(consumed)}; choose an editor and a {role} that meet"
+                f"{_types(consumed)}; choose another editor or {role}"
             )
 
 

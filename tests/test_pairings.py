@@ -12,6 +12,7 @@ from selfimprove.cli import main
 DOCUMENT = Path(__file__).parents[1] / "docs" / "pairings.md"
 
 
+@pytest.mark.slow  # it runs every pair
 def test_the_table_is_current() -> None:
     for package in ("selfimprove_seal", "selfimprove_srt", "selfimprove_label_free", "trl"):
         pytest.importorskip(package)

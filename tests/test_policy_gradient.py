@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 
 from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.hooks import hookimpl
+from selfimprove.journal import lineage_digest
 from selfimprove.models import Lora, Models, Reinforce
 from selfimprove.payloads import Rollout
 from selfimprove.policy_gradient import ADVANTAGES, PolicyGradient, dr_grpo, group_advantages, grpo, penalised, rloo, token_advantages
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Trial
 from selfimprove.rollouts import Asking, PassAtK, Rollouts
-from selfimprove.testing import UpdaterContract, toy_session
+from selfimprove.testing import NoopRewarder, UpdaterContract, digest_after_kill, kill_points, toy_session
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "targets": ["q_proj"], "learning_rate": 1.0, "epochs": 1, "batch": 4}
 REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])
@@ -153,6 +155,16 @@ def test_the_average_is_a_part_that_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert len({m.digest for m in means}) == len(means) == 3
     assert all(c.parts["policy.ema"] != c.parts["policy"] for c in lineage if c.parents)
     assert all(s.reference for r in requests for s in r.samples)
+
+
+def test_a_killed_run_goes_on_with_the_same_average_and_moments(tmp_path: Path) -> None:
+    updater = PolicyGradient(LORA, "grpo", beta=0.1, kl="reward", reference="ema")
+    roles = {"editor": rollouts(samples=2), "rewarder": NoopRewarder(), "updater": updater, "evaluator": None}
+    maker = partial(toy_session, rounds=2, **roles)
+    total = kill_points(maker, tmp_path / "whole")
+    whole = lineage_digest(tmp_path / "whole" / "journal.jsonl")
+    for at in range(3, total, max(1, total // 4)):
+        assert digest_after_kill(maker, tmp_path / str(at), at) == whole, f"killed at instant {at} of {total}"
 
 
 class Credited(Words):

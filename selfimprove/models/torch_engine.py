@@ -272,8 +272,8 @@ class TorchEngine:
             one, other = weights.layered(r.policy), weights.layered(r.towards)
             if one.merged != other.merged:
                 raise ConfigError("the two policies stand on different merged weights, so there is nothing between them")
-            ends = [weights.adapter(x.live) if x.live else {} for x in (one, other)]
-            made.append(between(ends[0], ends[1], r.share))
+            below, above = (weights.adapter(x.live) if x.live else {} for x in (one, other))
+            made.append(between(below, above, r.share))
         return made, {}
 
     @torch.inference_mode(False)  # a generate tile may need it

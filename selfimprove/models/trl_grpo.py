@@ -59,6 +59,8 @@ class PersistentGRPO:
             start: the adapter to go on from, in PEFT's names.
             moments: as a bank's optimizer tells them; empty begins with none.
         """
+        if not plan:
+            return dict(start), dict(moments), [0.0, 0.0, 0.0]
         trainer = self.trainer
         trainer.rows, trainer.plan, trainer.told = rows, plan, []
         trainer.epsilon_low, trainer.epsilon_high, trainer.beta = objective.clip_low, objective.clip_high, objective.beta

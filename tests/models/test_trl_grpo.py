@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from selfimprove.errors import ConfigError
+from selfimprove.ledger import Ledger
 from selfimprove.models import Document, Generate, Lora, Models, Objective, Reinforce, Sample, Train
 from selfimprove.models.hub import weights_digest
+from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.records import Part
 
 pytest.importorskip("trl")
@@ -87,6 +90,21 @@ def test_one_trainer_serves_all_rounds_and_copies_in_place(build: Build) -> None
     assert list(engine._grpo.values()) == [trainer]
     assert trainer.trainer.model_wrapped is wrapped
     assert [p.data_ptr() for p in trainer.parameters] + [state[p]["exp_avg"].data_ptr() for p in trainer.parameters] == places
+
+
+def test_a_run_that_goes_on_in_another_process_makes_the_same_bits(build: Build, tiny: Path) -> None:
+    """The second round by the trainer of the first, and by a trainer that is made for it."""
+    layer = build()
+    given = samples(layer, layer.root, FULL)
+    [first] = layer.reinforce([Reinforce(layer.root, given, TRL, FULL)])
+    [second] = layer.reinforce([Reinforce(first.policy, given, TRL, FULL, first.optimizer)])
+    before = {**layer.adapter(second.policy.digest), **layer.moments(second.optimizer)}
+    [tile] = [p for p in layer.folder.glob("tiles/*/*.safetensors") if layer._made[second.policy.digest][0] in p.name]
+    tile.unlink()
+    fresh = Models(TorchEngine(str(tiny), dtype="float32"), layer.folder, Ledger())
+    after = {**fresh.adapter(second.policy.digest), **fresh.moments(second.optimizer)}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
 
 
 def test_it_sees_what_is_merged_below(build: Build) -> None:

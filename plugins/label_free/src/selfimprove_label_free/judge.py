@@ -20,7 +20,7 @@ _SCORE = re.compile(r"score\s*[:=]?\s*(?:\*\*)?\s*(\d+)(?![\d.]*\d)", re.IGNOREC
 class SelfJudge:
     """The policy's own verdict on its rollout, from 0 to 5 points: r = (1/M) Σ_m s_m over the M verdicts that hold a score.
 
-    LLM-as-a-Judge on an additive 5-point scale (Yuan et al. 2024, arXiv 2401.10020, section 2.2 and figure 2; M = 3 in section 3.1.3). Metrics:
+    LLM-as-a-Judge on an additive 5-point scale (Yuan et al. 2024, arXiv 2401.10020, section 2.2 and figure 2; M = 3 in section 3.1). Metrics:
     ``read``, the share of verdicts that hold a score. Where none does, there is no reward.
 
     Args:
