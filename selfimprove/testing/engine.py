@@ -20,6 +20,8 @@ from selfimprove.records import Part
 Script = Callable[[Generate, tuple[Document, ...]], str]
 """What a model that was trained on these documents answers to this request."""
 
+WIDTH = 64
+"""Bytes in a row of an adapter."""
 _A = "base_model.model.scripted.lora_A.weight"
 _B = "base_model.model.scripted.lora_B.weight"
 
@@ -213,14 +215,20 @@ def _words(text: str) -> list[str]:
 
 
 def _adapter(documents: Sequence[Document], lora: Lora) -> Adapter:
-    """The documents as numbers: UTF-8 bytes, in float32 like every adapter."""
+    """The documents as numbers: UTF-8 bytes, in float32 like every adapter, in rows of one width, so that a mixture can put them side by side."""
     import torch
 
     learned = documents if lora.epochs * lora.learning_rate > 0 else ()
     data = json.dumps([[d.text, d.prompt, d.chat] for d in learned]).encode()
-    return {_A: torch.tensor([list(data)], dtype=torch.float32), _B: torch.ones(1, 1)}
+    rows = torch.tensor(list(data.ljust(-len(data) // WIDTH * -WIDTH)), dtype=torch.float32).view(-1, WIDTH)
+    return {_A: rows, _B: torch.ones(1, len(rows))}
 
 
 def _documents(adapter: Adapter) -> list[Document]:
-    rows = json.loads(bytes(int(x) for x in adapter[_A].flatten().tolist()))
-    return [Document(text, prompt, chat) for text, prompt, chat in rows]
+    text = bytes(int(x) for x in adapter[_A].flatten().tolist()).decode()
+    found, at = [], 0
+    while at < len(text):
+        documents, end = json.JSONDecoder().raw_decode(text, at)
+        found += [Document(*d) for d in documents]
+        at = len(text) - len(text[end:].lstrip())
+    return found
