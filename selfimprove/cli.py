@@ -139,6 +139,19 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Arms × tasks × seeds at one budget, with null arms, statistics and a report."""
+    from rich.console import Console
+
+    from selfimprove.bench.command import bench as compared
+
+    a = arguments
+    options = {"jobs": a.jobs, "launch": a.launch, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
+    folder = compared(a.overrides, a.out, Console(), **options)
+    print(f"benchmark {folder}")
+    return 0
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """The sealed test: measured once, recorded, then printed."""
     from selfimprove.sealed import recorded, sealed_test, table
@@ -333,6 +346,14 @@ def _parser() -> argparse.ArgumentParser:
     add_run(add("show", show, "rounds, best and worst edits, ledger and lineage of a run"), opens=False)
     p = add("plan", plan, "measure speed on a few batches and print what a run would cost; starts nothing")
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
+    p = add("bench", bench, "compare strategies at one budget, with null arms, statistics and a report")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="suite=NAME, or arms=[a,b] task=NAME seeds=5 budget.flops=1e15")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the folder of the benchmark (runs/bench/SUITE)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
+    p.add_argument("--launch", default="", metavar="WORDS", help="what to put before each cell's command, such as 'srun -c 4'")
+    p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
+    p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")
+    p.add_argument("--trust-env", action="store_true", help="let cells read the variables of the environment that they name")
     p = add("eval", evaluate, "measure a run's sealed test, once")
     add_run(p)
     p.add_argument("--unfinished", action="store_true", help="also where no guard has stopped the run; it cannot be resumed afterwards")

@@ -236,9 +236,7 @@ class ShuffledEdits:
     def propose(self, lineage: Lineage, run: Run) -> Generator[None, Any, Sequence[Edit]]:
         edits = list((yield))
         if strange := [e for e in edits if not isinstance(e.payload, Text)]:
-            raise ConfigError(
-                f"middleware=shuffled_edits exchanges texts, and these edits are {type(strange[0].payload).__name__}; take it out"
-            )
+            raise ConfigError(f"middleware=shuffled_edits exchanges texts, and these edits are {type(strange[0].payload).__name__}; take it out")
         groups = list(dict.fromkeys(e.group for e in edits))
         shift = 1 + int(run.rng("shuffled", len(lineage)).integers(max(1, len(groups) - 1)))  # 0 would give a group its own
         turned = {g: groups[(n + shift) % len(groups)] for n, g in enumerate(groups)}

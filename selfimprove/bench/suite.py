@@ -93,7 +93,9 @@ def suite_of(words: Sequence[str]) -> Suite:
     name = given.pop("suite", None)
     if name is None:
         if "arms" not in given or not {"task", "tasks"} & set(given):
-            raise ConfigError(f"name a suite (`suite=NAME`; there are {', '.join(sorted(dict(known()))) or 'none'}), or give arms=[a,b] and task=NAME")
+            raise ConfigError(
+                f"name a suite (`suite=NAME`; there are {', '.join(sorted(dict(known()))) or 'none'}), or give arms=[a,b] and task=NAME"
+            )
         name = "custom"
         written: dict[str, Any] = {}
     else:
@@ -122,6 +124,8 @@ def checked(name: str, values: Mapping[str, Any]) -> Suite:
     tasks = tuple(_task(name, n, v) for n, v in _entries(name, "tasks", values, "task").items())
     names = [t.name for t in tasks]
     arms = tuple(_arm(name, n, v, names) for n, v in _entries(name, "arms", values, "strategy").items())
+    if same := [a.name for a in arms if a.name in NULLS]:
+        raise ConfigError(f"suite {name}: {same[0]!r} is the name of a null arm; call that arm something else")
     nulls = tuple(NULLS if values.get("nulls", "auto") == "auto" else _texts(f"suite {name}: nulls", values["nulls"]))
     if strange := [n for n in nulls if n not in NULLS]:
         raise ConfigError(f"suite {name}: there is no null arm {strange[0]!r}{nearest(strange[0], NULLS)} (there are {', '.join(NULLS)})")

@@ -1,0 +1,88 @@
+"""The sentences that a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+DECODED = {
+    "greedy": "the untouched model, greedy",
+    "best_temperature": "the untouched model at its best temperature",
+    "majority": "the majority of the untouched model's samples",
+    "best_of_n": "the likeliest of the untouched model's samples",
+    "supervised": "supervised training on the true labels",
+}
+
+
+def called(name: str) -> str:
+    """What a sentence calls an arm."""
+    return DECODED.get(name, name.replace("_", " "))
+
+
+def sentences(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence about each strategy, then one about each of its comparisons."""
+    by_strategy: dict[str, list[Mapping[str, Any]]] = {}
+    for c in result["comparisons"]:
+        by_strategy.setdefault(c["one"], []).append(c)
+    for strategy, comparisons in by_strategy.items():
+        yield summary(strategy, [c for c in comparisons if c["kind"] not in ("strategy", "supervised")])
+    for c in result["comparisons"]:
+        yield sentence(c, result["effect"])
+
+
+def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
+    """Whether a strategy beats all of its null arms."""
+    if not nulls:
+        return f"{strategy} was compared with no null arm."
+    beaten = [called(c["other"]) for c in nulls if c["verdict"] == "better"]
+    rest = [called(c["other"]) for c in nulls if c["verdict"] != "better"]
+    if not rest:
+        return f"{strategy} is better than every null arm ({', '.join(beaten)})."
+    if not beaten:
+        return f"{strategy} is not shown to be better than any null arm."
+    return f"{strategy} is better than {', '.join(beaten)}, and not shown to be better than {', '.join(rest)}."
+
+
+def sentence(c: Mapping[str, Any], effect: float) -> str:
+    """What one comparison says."""
+    one, other = called(c["one"]), called(c["other"])
+    if c["verdict"] == "invalid":
+        return f"{one} against {other}: invalid, because {c['reason']}."
+    if c["verdict"] == "missing":
+        return f"{one} against {other}: nothing to compare; {c['reason']}."
+    numbers = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['seeds']} seeds, corrected p {c['p_holm']:.3g}"
+    match c["verdict"]:
+        case "better" | "worse":
+            return f"{one} is {c['verdict']} than {other}: {numbers}."
+        case "no difference":
+            return f"{one} and {other} do not differ by {effect:g} or more: {numbers}."
+        case "underpowered":
+            more = c["more_seeds"]
+            needed = (
+                "no number of seeds would be enough, only more items"
+                if more is None
+                else f"about {more} more {'seed is' if more == 1 else 'seeds are'} needed"
+            )
+            return f"{one} against {other}: underpowered; {needed} to find a difference of {effect:g} ({numbers})."
+        case _:
+            return (
+                f"{one} is not shown to differ from {other}: {numbers}; a difference of {effect:g} would be found with probability {c['power']:.2f}."
+            )
+
+
+def cautions(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader has to know before believing the rest."""
+    openings = result["openings"]
+    if not openings:
+        yield "The sealed test was not opened: there are no results yet."
+    elif len(openings) == 1:
+        yield f"The sealed test was opened once, on {openings[0]['at']}, for all {len(openings[0]['cells'])} cells together."
+    else:
+        dates = ", ".join(o["at"] for o in openings)
+        yield f"PEEKED: the sealed test was opened {len(openings)} times ({dates}); what was added after the first time may have been chosen by it."
+    if peeked := [k for o in openings for k in o["peeked"]]:
+        yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    for f in result["failures"]:
+        yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
+    for what, why in result["left_out"].items():
+        yield f"Left out: {what}, because {why}."
