@@ -20,14 +20,16 @@ def called(name: str) -> str:
 
 
 def sentences(result: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence about each strategy, then one about each of its comparisons."""
-    by_strategy: dict[str, list[Mapping[str, Any]]] = {}
-    for c in result["comparisons"]:
-        by_strategy.setdefault(c["one"], []).append(c)
-    for strategy, comparisons in by_strategy.items():
-        yield summary(strategy, [c for c in comparisons if c["kind"] not in ("strategy", "supervised")])
+    """One sentence about each strategy, then one about each comparison."""
+    yield from summaries(result)
     for c in result["comparisons"]:
         yield sentence(c, result["effect"])
+
+
+def summaries(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence about each strategy and its null arms."""
+    for strategy in dict.fromkeys(c["one"] for c in result["comparisons"]):
+        yield summary(strategy, [c for c in result["comparisons"] if c["one"] == strategy and c["kind"] not in ("strategy", "supervised")])
 
 
 def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
