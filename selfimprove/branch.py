@@ -26,7 +26,8 @@ FORKED, REPLAYS, REPLAYED = "forked.json", "replays", "replayed.json"
 def fork(folder: Path, rounds: int, overrides: Sequence[str], trust_env: bool = False) -> Session:
     """A session in a new run folder that has the first `rounds` rounds of another, and goes on with the overrides.
 
-    Weights and finished pieces of work are shared with the old folder's files, not computed again; the ledger goes on from what those rounds had spent.
+    Weights and finished pieces of work are linked to the old folder's, not computed again; the ledger goes on from what those rounds had
+    spent.
 
     Raises: ConfigError, where the run has fewer rounds, its test has been opened, or an override would change the model, the task or the seed.
     """
@@ -54,14 +55,14 @@ class Replay:
 
     file: Path
     rounds: list[dict[str, Any]]
-    """For each round the number of ``trials``, the mean reward ``before`` and ``after``, and their rank ``correlation`` (None where there is none)."""
+    """For each round the number of ``trials``, the mean reward ``before`` and ``after``, and their rank ``correlation`` (or None)."""
     spent: Mapping[str, float]
 
 
 def replay(folder: Path, overrides: Sequence[str], trust_env: bool = False) -> Replay:
     """The recorded trials of a run, rewarded by another rewarder; no edit is proposed or applied again.
 
-    It works in a folder of its own under ``replays``, where every evaluation is written; the run itself stays as it is. Killed, it goes on where it was.
+    It works in a folder of its own under ``replays``, where every evaluation is written; the run itself stays as it is. Killed, it goes on.
 
     Raises: ConfigError, where an override changes anything but the rewarder, the grader and the middleware.
     """
