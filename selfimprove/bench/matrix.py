@@ -92,7 +92,7 @@ def _nulls_of(suite: Suite, task: TaskEntry, arm: ArmEntry, left_out: dict[str, 
     """The null arms that are made of an arm."""
     rows = []
     if "random_reward" in suite.nulls:
-        rows.append(_arm(suite, task, "random_reward", "random_reward", (*arm.overrides, "rewarder=chance"), (arm.name,)))
+        rows.append(_arm(suite, task, "random_reward", "random_reward", (*arm.overrides, *arm.random_reward), (arm.name,)))
     if "random_edits" in suite.nulls:
         composed = _composed(suite, task, arm.name, _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True))
         if reason := _not_shuffled(composed):
@@ -134,7 +134,7 @@ def cell_key(composed: Config) -> str:
 def _overrides(suite: Suite, task: TaskEntry, arm: Sequence[str], seed: int, trained: bool) -> list[str]:
     """The overrides of a cell; of equal keys the last counts."""
     words = [w.replace("{seed}", str(seed)) for w in (*suite.base, *task.overrides, *arm)]
-    keyed = {str(o.key_or_group): str(o.input_line) for o in configuration.parse(words)}
+    keyed = {o.get_key_element().lstrip("+"): str(o.input_line) for o in configuration.parse(words)}
     guards = ["rounds"]
     if trained:  # the budget stops an arm and nothing else does, unless the arm names guards of its own
         [own] = [o.value() for o in configuration.parse([keyed["guard"]])] if "guard" in keyed else [[]]

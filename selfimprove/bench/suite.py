@@ -42,6 +42,8 @@ class ArmEntry:
     overrides: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     """The tasks that it runs on; empty is all of them."""
+    random_reward: tuple[str, ...] = ("rewarder=chance",)
+    """What makes its reward random, for a rewarder that has to stay because the work it does is part of the cost."""
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,12 @@ def _task(suite: str, name: str, value: Any) -> TaskEntry:
 
 def _arm(suite: str, name: str, value: Any, tasks: Sequence[str]) -> ArmEntry:
     at = f"suite {suite}: arms.{name}"
-    fields = _fields(at, value, ("overrides", "tasks"))
+    fields = _fields(at, value, ("overrides", "tasks", "random_reward"))
     chosen = _texts(f"{at}.tasks", fields.get("tasks", []))
     if strange := [t for t in chosen if t not in tasks]:
         raise ConfigError(f"{at}.tasks: there is no task {strange[0]!r}{nearest(strange[0], tasks)} in this suite")
-    return ArmEntry(name, _texts(f"{at}.overrides", fields.get("overrides", [])), chosen)
+    random = _texts(f"{at}.random_reward", fields.get("random_reward", ArmEntry.random_reward))
+    return ArmEntry(name, _texts(f"{at}.overrides", fields.get("overrides", [])), chosen, random)
 
 
 def _fields(at: str, value: Any, takes: Sequence[str]) -> dict[str, Any]:
