@@ -171,7 +171,9 @@ def asking_of(run: Run) -> Asking:
     """How the run's editor asks. Raises: ConfigError, where it asks nothing."""
     asking = getattr(run.roles.get("editor"), "asking", None)
     if not isinstance(asking, Asking):
-        raise ConfigError("this evaluator (or updater) asks as the editor does, and the editor asks no questions; choose editor=rollouts, or another evaluator")
+        raise ConfigError(
+            "this evaluator (or updater) asks as the editor does, and the editor asks no questions; choose editor=rollouts, or another evaluator"
+        )
     return asking
 
 

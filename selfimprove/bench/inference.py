@@ -71,8 +71,8 @@ def difference(one: Grades, other: Grades, draws: int = DRAWS) -> Difference:
     for table in tables.values():
         if (np.isfinite(table).sum(axis=0) > 1).any():
             item_variance += max(0.0, _item_variance(table, rng, draws)) / len(tables) ** 2
-    if seed_variance + item_variance == 0 and estimate:  # equal in every seed by luck: the items still vary
-        item_variance = sum(float(np.nanvar(t)) / np.isfinite(t).sum() for t in tables.values()) / len(tables) ** 2
+    if seed_variance + item_variance == 0 and estimate:
+        item_variance = sum(map(_unseen_variance, tables.values())) / len(tables) ** 2
     error = math.sqrt(seed_variance + item_variance)
     half = float(stats.t.ppf(1 - ALPHA / 2, seeds - 1)) * error
     p = float(2 * stats.t.sf(abs(estimate) / error, seeds - 1)) if error else float(estimate == 0)
@@ -147,6 +147,13 @@ def _tables(one: Grades, other: Grades) -> dict[str, np.ndarray]:
         for row, values in zip(tables[task], common, strict=True):
             row[[items[i] for i in values]] = list(values.values())
     return tables
+
+
+def _unseen_variance(table: np.ndarray) -> float:
+    """Of a task's mean whose seeds agree exactly: that of its items and, because no spread seen is not no spread, of one more for and one against."""
+    seen = table[np.isfinite(table)]
+    most = float(np.abs(seen).max())
+    return float(np.var([*seen, most, -most])) / len(seen)
 
 
 def _item_variance(table: np.ndarray, rng: np.random.Generator, draws: int) -> float:

@@ -64,6 +64,12 @@ def test_a_difference_that_is_equal_in_all_seeds_is_still_uncertain() -> None:
     assert found.p > 0
 
 
+def test_two_seeds_in_which_everything_is_right_prove_little() -> None:
+    found = difference(grades([1.0] * 8), grades([0.0] * 8))
+    assert found.estimate == 1
+    assert found.p > 0.01
+
+
 def test_one_seed_is_no_comparison_and_arms_without_a_common_item_are_told() -> None:
     with pytest.raises(ConfigError, match="two seeds"):
         difference(grades([1, 0, 0, 1]), grades([1, 0, 0, 1]))

@@ -34,7 +34,9 @@ def test_words_replace_what_a_file_says(tmp_path: Path) -> None:
     assert suite_of([f"suite={path}"]).unit == "labels"
 
 
-@pytest.mark.parametrize("path", [p for _, p in known() if p.is_absolute()] + sorted(Path(__file__).parents[2].glob("benchmarks/suites/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for _, p in known() if p.is_absolute()] + sorted(Path(__file__).parents[2].glob("benchmarks/suites/*.yaml")), ids=lambda p: p.stem
+)
 def test_every_shipped_suite_is_one(path: Path) -> None:
     assert isinstance(suite_of([f"suite={path}"]), Suite)
 
