@@ -145,8 +145,13 @@ def bench(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from selfimprove.bench.command import bench as compared
+    from selfimprove.bench.command import listed
 
     a = arguments
+    if a.dry_run:
+        for line in listed(a.overrides):
+            print(clean(line))
+        return 0
     options = {"jobs": a.jobs, "launch": a.launch, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
     folder = compared(a.overrides, a.out, Console(), **options)
     print(f"benchmark {folder}")
@@ -410,6 +415,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
     p.add_argument("--launch", default="", metavar="WORDS", help="what to put before each cell's command, such as 'srun -c 4'")
     p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
+    p.add_argument("--dry-run", action="store_true", help="print the cells and their commands, and start nothing")
     p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")
     p.add_argument("--trust-env", action="store_true", help="let cells read the variables of the environment that they name")
     p = add("runs", runs, "past runs and cells of benchmarks: filtered, sorted, compared")

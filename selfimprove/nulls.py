@@ -55,14 +55,14 @@ class Untouched:
     * ``majority``: the answer that most of k samples give (maj@k); equal votes share it.
     * ``best_of_n``: of k samples the one whose tokens the model finds most likely on average. It reads no label.
 
-    For the last two, k is as many samples as the budget pays for, `samples` at least and `most` at most. The metric ``samples`` says how many, and
-    ``pass_at_<k>`` whether any was right.
+    For the last two, k is `samples` in a run, and on the sealed test as many as the rest of the budget pays for, `most` at most. The metric
+    ``samples`` says how many, and ``pass_at_<k>`` whether any was right.
 
     Args:
         method: one of these.
         samples: answers per question.
         temperatures: among which the best is chosen.
-        budget: amounts by unit of the ledger that k samples of every question may cost in all; empty takes `samples`.
+        budget: amounts by unit of the ledger that run and test may cost in all; empty takes `samples`.
         most: samples per question at most.
     """
 
@@ -107,7 +107,8 @@ class Untouched:
             return _evaluation(questions, [math.fsum(r) / len(r) for r in found[best]], {"temperature": best, **self._passed(found[best])})
         before = dict(run.ledger.totals)
         first = self._sampled(run, policy, range(1), None)
-        count = self._affordable({u: run.ledger.totals[u] - before[u] for u in UNITS})
+        one = {u: run.ledger.totals[u] - before[u] for u in UNITS}
+        count = self._affordable(before, one) if len(lineage) else self.samples  # validation is not what the budget is for
         rest = self._sampled(run, policy, range(1, count), None)
         sampled = [[*a, *b] for a, b in zip(first, rest, strict=True)]
         graded = self._grades(run, questions, sampled)
@@ -115,12 +116,12 @@ class Untouched:
         grades = [_mean([row[k] for k in pick(run, answers)]) for row, answers in zip(graded, sampled, strict=True)]
         return _evaluation(questions, grades, {"samples": float(count), **self._passed(graded)})
 
-    def _affordable(self, one: Mapping[str, float]) -> int:
-        """How many samples of every question the budget pays for, given what one of each costs."""
-        limits = [amount / one[unit] for unit, amount in self.budget.items() if amount is not None and one[unit]]
+    def _affordable(self, spent: Mapping[str, float], one: Mapping[str, float]) -> int:
+        """How many samples of every question the rest of the budget pays for, given what one of each costs."""
+        limits = [(amount - spent[unit]) / one[unit] for unit, amount in self.budget.items() if amount is not None and one[unit]]
         if not limits:
             return self.samples
-        return max(self.samples, min(self.most, int(min(limits))))
+        return max(1, min(self.most, int(min(limits))))
 
     def _sampled(self, run: Run, policy: Part, numbers: range, temperature: float | None) -> list[list[Completion]]:
         """The answers with these numbers, for every question of the evaluation split; None is the editor's temperature."""

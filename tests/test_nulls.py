@@ -17,6 +17,7 @@ from selfimprove.payloads import Rollout, Text, payload
 from selfimprove.records import Candidate, Part
 from selfimprove.rewarders import Chance
 from selfimprove.rollouts import Asking
+from selfimprove.session import Session
 from selfimprove.testing import EditorContract, EvaluatorContract, NoopEditor, ScriptedEngine, ToyEvaluator, ToyTask, UpdaterContract, toy_session
 
 ASKING = Asking(max_tokens=8)
@@ -55,11 +56,25 @@ def answering(request: Generate, known: Sequence[Any]) -> str:
     return gold if request.temperature == 0 or (request.temperature > 0.5 and request.seed % 3) else f"wrong {request.seed % 2}"
 
 
-def measured(folder: Path, **arguments: Any) -> Evaluation:
+def opened(folder: Path, **arguments: Any) -> Session:
+    """A finished session that measured the untouched model."""
     roles: dict[str, Any] = {"editor": Unedited(ASKING), "rewarder": Chance(1.0), "updater": None, "evaluator": Untouched(**arguments)}
     session = toy_session(folder, rounds=1, engine=ScriptedEngine(answering, name="third"), **roles)
-    [(root, found)] = session.improve().round(0).scores
-    assert root == session.lineage.root.id
+    session.improve()
+    return session
+
+
+def measured(folder: Path, **arguments: Any) -> Evaluation:
+    lineage = opened(folder, **arguments).lineage
+    [(root, found)] = lineage.round(0).scores
+    assert root == lineage.root.id
+    return found
+
+
+def again(folder: Path, **arguments: Any) -> Evaluation:
+    """What the finished run's evaluator says when it is asked once more, as the opening of the sealed test does."""
+    session = opened(folder, **arguments)
+    [(_, found)] = session.hook.evaluate(candidates=[session.lineage.root], trials=[], rewards=[], lineage=session.lineage, run=session.run)
     return found
 
 
@@ -72,15 +87,20 @@ def test_every_way_of_decoding_grades_every_question(method: str, tmp_path: Path
 
 
 def test_the_best_temperature_is_chosen_once_and_recorded(tmp_path: Path) -> None:
-    found = measured(tmp_path, method="best_temperature", temperatures=(0.1, 0.9))
+    found = measured(tmp_path / "run", method="best_temperature", temperatures=(0.1, 0.9))
     assert found.metrics["temperature"] == 0.9
+    assert again(tmp_path / "again", method="best_temperature", temperatures=(0.1, 0.9)).metrics["temperature"] == 0.9
 
 
-def test_a_budget_pays_for_as_many_samples_as_it_can(tmp_path: Path) -> None:
-    one = measured(tmp_path / "one", method="majority", samples=1)
-    assert one.metrics["samples"] == 1
-    assert measured(tmp_path / "few", method="majority", samples=1, budget={"generated_tokens": 100.0}).metrics["samples"] > 1
-    assert measured(tmp_path / "most", method="majority", samples=1, most=5, budget={"generated_tokens": 1e9}).metrics["samples"] == 5
+def test_the_test_takes_as_many_samples_as_the_rest_of_the_budget_pays_for(tmp_path: Path) -> None:
+    assert measured(tmp_path / "run", method="majority", samples=1, budget={"generated_tokens": 1e9}).metrics["samples"] == 1
+    assert again(tmp_path / "none", method="majority", samples=3).metrics["samples"] == 3
+    assert again(tmp_path / "most", method="majority", samples=1, most=5, budget={"generated_tokens": 1e9}).metrics["samples"] == 5
+    budget = {"generated_tokens": 100.0}
+    session = opened(tmp_path / "some", method="majority", samples=1, budget=budget)
+    [(_, found)] = session.hook.evaluate(candidates=[session.lineage.root], trials=[], rewards=[], lineage=session.lineage, run=session.run)
+    assert 1 < found.metrics["samples"] < 64
+    assert session.run.ledger.totals["generated_tokens"] == pytest.approx(100, rel=0.25)
 
 
 def test_supervised_training_learns_the_gold_answers_and_pays_for_the_labels(tmp_path: Path) -> None:

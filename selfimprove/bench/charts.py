@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 36, 12, 48
 COLOURS = 8
 """Classes ``c0`` … ``c7`` of the style sheet; the ninth line begins again, with dashes."""
 
@@ -61,7 +61,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]]) -> str:
     height = step * len(rows) + 26
 
     def at(value: float) -> float:
-        return round(12 + (value - low) / (high - low) * (WIDTH - 24), 1)
+        return round(30 + (value - low) / (high - low) * (WIDTH - 60), 1)
 
     body = [f'<line class="zero" x1="{at(0)}" y1="0" x2="{at(0)}" y2="{height - 22}"/>']
     for n, (name, value, left, right, kind) in enumerate(rows):
@@ -82,7 +82,7 @@ def _axes(low_x: float, high_x: float, low_y: float, high_y: float, x: str, y: s
         body.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{at + 4}">{tick:.3g}</text>')
     for tick in _ticks(low_x, high_x):
         at = round(LEFT + (tick - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT), 1)
-        body.append(f'<text class="tick" text-anchor="middle" x="{at}" y="{HEIGHT - BOTTOM + 16}">{tick:.3g}</text>')
+        body.append(f'<text class="tick" text-anchor="middle" x="{at}" y="{HEIGHT - BOTTOM + 20}">{tick:.3g}</text>')
     body.append(f'<text class="tick" text-anchor="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x)}</text>')
     body.append(f'<text class="tick" text-anchor="middle" transform="translate(12 {HEIGHT / 2 - 20}) rotate(-90)">{escape(y)}</text>')
     return "".join(body)

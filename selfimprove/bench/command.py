@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def bench(
             + ("" if open_anyway else ", or open the test for the others with --open")
         )
     return folder
+
+
+def listed(words: Sequence[str]) -> Iterator[str]:
+    """Every cell of a benchmark and the command that would run it. Raises: ConfigError."""
+    suite = suite_of(words)
+    made = matrix(suite)
+    for cell in made.cells:
+        yield f"{cell.task}/{cell.arm} seed {cell.seed}: selfimprove run {shlex.join(cell.overrides)}"
+    for what, why in made.left_out.items():
+        yield f"left out: {what}, because {why}"
+    yield f"{len(made.cells)} cells of {len(made.arms)} arms; nothing was started"
 
 
 def _failures(folder: Path) -> dict[str, str]:

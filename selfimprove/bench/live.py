@@ -13,6 +13,7 @@ from rich.text import Text
 from selfimprove.bench.cells import DONE, FAILED, RUNNING, State, progress
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.suite import Suite
+from selfimprove.runfolder import JOURNAL
 
 MARKS = {DONE: ("✓", "green"), FAILED: ("✗", "red"), RUNNING: ("▸", "yellow")}
 
@@ -24,6 +25,7 @@ class Board:
         self.suite, self.matrix, self.console = suite, matrix, console
         self._told: set[str] = set()
         self._live: Live | None = None
+        self._read: dict[str, tuple[int, tuple[int, dict[str, float], float | None]]] = {}  # by cell: bytes of its journal, and what they say
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -56,11 +58,19 @@ class Board:
             table.add_row(*self._row(arm, [known[c.key] for c in arm.cells], unit))
         return table
 
+    def _progress(self, state: State) -> tuple[int, dict[str, float], float | None]:
+        """What the cell's journal says, read again only where it has grown."""
+        path = state.folder / JOURNAL
+        size = path.stat().st_size if path.exists() else 0
+        if self._read.get(state.cell.key, (-1,))[0] != size:
+            self._read[state.cell.key] = (size, progress(state))
+        return self._read[state.cell.key][1]
+
     def _row(self, arm: Arm, states: Sequence[State], unit: str) -> list[Text | str]:
         marks = Text()
         for one in states:
             marks.append(*MARKS.get(one.state, ("·", "dim")))
-        started = [progress(s) for s in states if s.state in (RUNNING, DONE)]
+        started = [self._progress(s) for s in states if s.state in (RUNNING, DONE)]
         rounds = [r for r, _, _ in started]
         spent = [t.get(unit, 0.0) for _, t, _ in started]
         scores = [s for _, _, s in started if s is not None]

@@ -16,6 +16,10 @@ from selfimprove.payloads import Text
 from selfimprove.runfolder import flat
 
 
+SAME = ("task", "grader", "model", "engine")
+"""Groups that all arms of a task have in common: the null arms take them from its first strategy."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: an arm on a task with a seed."""
@@ -39,6 +43,8 @@ class Arm:
     of: tuple[str, ...] = ()
     """The strategies whose null arm it is; empty where it is that of all of the task."""
     cells: list[Cell] = field(default_factory=list)
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """With the first seed."""
     differs: dict[str, Any] = field(default_factory=dict)
     """Its configuration, as what differs from that of the task's first arm."""
 
@@ -72,11 +78,13 @@ def matrix(suite: Suite) -> Matrix:
         own = [a for a in suite.arms if not a.tasks or task.name in a.tasks]
         rows = [_arm(suite, task, a.name, "strategy", a.overrides, ()) for a in own]
         rows += [row for a in own for row in _nulls_of(suite, task, a, left_out)]
-        for null in suite.nulls:
+        same = [f"{g}={name}" for g in SAME if own and (name := rows[0].configuration["choices"].get(g))]
+        for null in suite.nulls if own else ():
             if null in UNTRAINED:
-                rows.append(_arm(suite, task, null, null, (*_untouched(suite, null), *task.untouched), ()))
+                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, null), *task.untouched), ()))
             elif null == "supervised" and task.supervised is not None:
-                rows.append(_arm(suite, task, null, null, ("strategy=supervised", *task.supervised), ()))
+                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *task.supervised), ()))
+        _check_same(suite, rows)
         merged = _merged(rows)
         if merged:
             bases[task.name] = _described(merged[0])
@@ -122,6 +130,7 @@ def _arm(suite: Suite, task: TaskEntry, name: str, kind: str, overrides: Sequenc
     for seed in suite.seeds:
         words = _overrides(suite, task, overrides, seed, trained=kind not in UNTRAINED)
         composed = _composed(suite, task, name, words)
+        row.configuration = row.configuration or composed.recorded
         row.cells.append(Cell(name, task.name, seed, tuple(words), cell_key(composed)))
     return row
 
@@ -156,6 +165,17 @@ def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str]) -> 
     return composed
 
 
+def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
+    """Refuse arms of one task that would be measured on different questions, or differently. Raises: ConfigError."""
+    for row in rows[1:]:
+        for group in SAME:
+            if different := _differences(flat(rows[0].configuration[group], group), flat(row.configuration[group], group)):
+                raise ConfigError(
+                    f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they cannot be "
+                    f"compared; say it once, in tasks.{row.task}.overrides"
+                )
+
+
 def _merged(rows: Sequence[Arm]) -> list[Arm]:
     """The rows with equal cells once; a null arm that several strategies share is named after all of them."""
     found: dict[tuple[str, ...], Arm] = {}
@@ -173,7 +193,7 @@ def _merged(rows: Sequence[Arm]) -> list[Arm]:
 
 
 def _described(row: Arm) -> dict[str, Any]:
-    return {k: v for k, v in flat(configuration.compose(row.cells[0].overrides).recorded).items() if not k.startswith("choices")}
+    return {k: v for k, v in flat(row.configuration).items() if not k.startswith("choices")}
 
 
 def _differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

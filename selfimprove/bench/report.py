@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from selfimprove.bench import charts
-from selfimprove.bench.verdicts import called, cautions, sentence, sentences, summaries
+from selfimprove.bench.verdicts import cautions, sentence, sentences, short, summaries
 from selfimprove.storage import write_bytes
 
 MARKDOWN, HTML = "report.md", "report.html"
@@ -44,7 +44,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         done = sum(c["score"] is not None for c in a["cells"])
         most = max((int(m.removeprefix("pass_at_")) for m in _passes([a])), default=0)
         passed = f"{a['metrics'][f'pass_at_{most}']:.3f} (k = {most})" if most else ""
-        yield f"| {a['task']} | {called(a['name'])} | {score} | {passed} | {spent} | {done} |"
+        yield f"| {a['task']} | {short(a['name'])} | {score} | {passed} | {spent} | {done} |"
 
 
 def html(result: Mapping[str, Any]) -> str:
@@ -70,15 +70,15 @@ def html(result: Mapping[str, Any]) -> str:
         truths=[(_title(result, a), Markup(chart)) for a in arms if (chart := _truth(a))],
         edited=[(_title(result, a), edits) for a in arms if (edits := next((c["edits"] for c in a["cells"] if c["edits"]), None))],
         lineages=[(_title(result, a), c["seed"], c["lineage"]) for a in arms if a["kind"] == "strategy" for c in a["cells"] if len(c["lineage"]) > 1],
-        first={a["task"]: called(a["name"]) for a in reversed(arms)},
-        called=called,
+        first={a["task"]: short(a["name"]) for a in reversed(arms)},
+        short=short,
         number=_number,
     )
 
 
 def _title(result: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
     several = len({a["task"] for a in result["arms"]}) > 1
-    return called(arm["name"]) + (f" on {arm['task']}" if several else "")
+    return short(arm["name"]) + (f" on {arm['task']}" if several else "")
 
 
 def _passes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -92,7 +92,7 @@ def _forest(result: Mapping[str, Any]) -> str:
     return charts.intervals(
         [
             (
-                f"{called(c['one'])} − {called(c['other'])}",
+                f"{short(c['one'])} − {short(c['other'])}",
                 c["difference"],
                 c["low"],
                 c["high"],
@@ -106,13 +106,13 @@ def _forest(result: Mapping[str, Any]) -> str:
 def _curves(result: Mapping[str, Any], task: str, unit: str) -> str:
     """The best validation score so far over what was spent: the mean over seeds, and its standard error."""
     arms = [a for a in result["arms"] if a["task"] == task]
-    drawn = [charts.Line(called(a["name"]), points) for a in arms if a["trained"] and (points := _curve(a, unit))]
+    drawn = [charts.Line(short(a["name"]), points) for a in arms if a["trained"] and (points := _curve(a, unit))]
     ends = [p[0] for line in drawn for p in line.points]
     for a in arms:
         last = [c["curve"][-1][1] for c in a["cells"] if c["curve"] and c["curve"][-1][1] is not None]
         if not a["trained"] and last and ends:
             level = math.fsum(last) / len(last)
-            drawn.append(charts.Line(called(a["name"]), [(min(ends), level, 0.0), (max(ends), level, 0.0)], dashed=True))
+            drawn.append(charts.Line(short(a["name"]), [(min(ends), level, 0.0), (max(ends), level, 0.0)], dashed=True))
     return charts.lines(drawn, unit, "validation")
 
 

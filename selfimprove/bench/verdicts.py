@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DECODED = {
-    "greedy": "the untouched model, greedy",
-    "best_temperature": "the untouched model at its best temperature",
-    "majority": "the majority of the untouched model's samples",
-    "best_of_n": "the likeliest of the untouched model's samples",
+    "greedy": "the untouched model (greedy)",
+    "best_temperature": "the untouched model (best temperature)",
+    "majority": "the untouched model (majority of its samples)",
+    "best_of_n": "the untouched model (likeliest of its samples)",
     "supervised": "supervised training on the true labels",
+}
+
+
+SHORT = {
+    "greedy": "untouched, greedy",
+    "best_temperature": "untouched, best temperature",
+    "majority": "untouched, majority (maj@k)",
+    "best_of_n": "untouched, best of n",
+    "supervised": "supervised, true labels",
 }
 
 
 def called(name: str) -> str:
     """What a sentence calls an arm."""
     return DECODED.get(name, name.replace("_", " "))
+
+
+def short(name: str) -> str:
+    """What a table calls an arm."""
+    return SHORT.get(name, name.replace("_", " "))
 
 
 def sentences(result: Mapping[str, Any]) -> Iterator[str]:
@@ -36,13 +50,24 @@ def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
     """Whether a strategy beats all of its null arms."""
     if not nulls:
         return f"{strategy} was compared with no null arm."
-    beaten = [called(c["other"]) for c in nulls if c["verdict"] == "better"]
-    rest = [called(c["other"]) for c in nulls if c["verdict"] != "better"]
-    if not rest:
-        return f"{strategy} is better than every null arm ({', '.join(beaten)})."
-    if not beaten:
-        return f"{strategy} is not shown to be better than any null arm."
-    return f"{strategy} is better than {', '.join(beaten)}, and not shown to be better than {', '.join(rest)}."
+    kinds: dict[str, list[str]] = {}
+    for c in nulls:
+        verdict = c["verdict"] if c["verdict"] in ("better", "worse", "invalid", "missing") else "open"
+        kinds.setdefault(verdict, []).append(called(c["other"]))
+    if list(kinds) == ["better"]:
+        return f"{strategy} is better than every null arm: {_and(kinds['better'])}."
+    said = {
+        "better": "is better than {}",
+        "worse": "is worse than {}",
+        "open": "is not shown to differ from {}",
+        "invalid": "cannot be compared with {}",
+        "missing": "has no result to compare with {}",
+    }
+    return f"{called(strategy)} {'; it '.join(text.format(_and(kinds[k])) for k, text in said.items() if k in kinds)}."
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def sentence(c: Mapping[str, Any], effect: float) -> str:
@@ -52,7 +77,7 @@ def sentence(c: Mapping[str, Any], effect: float) -> str:
         return f"{one} against {other}: invalid, because {c['reason']}."
     if c["verdict"] == "missing":
         return f"{one} against {other}: nothing to compare; {c['reason']}."
-    numbers = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['seeds']} seeds, corrected p {c['p_holm']:.3g}"
+    numbers = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['seeds']} seeds, corrected p {c['p_holm']:.2g}"
     match c["verdict"]:
         case "better" | "worse":
             return f"{one} is {c['verdict']} than {other}: {numbers}."

@@ -56,6 +56,13 @@ def test_keys_go_by_the_configuration_alone() -> None:
     assert one.cells[0].key != made(nulls=[], budget={"flops": 2e9}).cells[0].key
 
 
+def test_null_arms_are_graded_as_the_strategy_is_and_arms_that_differ_there_are_refused() -> None:
+    found = made(arms={"toy": ["strategy=toy", "grader=exact"]}, nulls=["greedy"])
+    assert "grader=exact" in named(found, "greedy").cells[0].overrides
+    with pytest.raises(ConfigError, match=r"a and b differ in grader._target_.*say it once, in tasks.toy.overrides"):
+        made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "grader=f1"]}, nulls=[])
+
+
 def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"arm toyy on task toy: .*did you mean toy"):
         made(arms=["toyy"], nulls=[])
