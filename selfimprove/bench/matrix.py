@@ -15,7 +15,6 @@ from selfimprove.identity import digest
 from selfimprove.payloads import Text
 from selfimprove.runfolder import flat
 
-
 SAME = ("task", "grader", "model", "engine")
 """Groups that all arms of a task have in common: the null arms take them from its first strategy."""
 
@@ -171,8 +170,8 @@ def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
         for group in SAME:
             if different := _differences(flat(rows[0].configuration[group], group), flat(row.configuration[group], group)):
                 raise ConfigError(
-                    f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they cannot be "
-                    f"compared; say it once, in tasks.{row.task}.overrides"
+                    f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they "
+                    f"cannot be compared; say it once, in tasks.{row.task}.overrides"
                 )
 
 
