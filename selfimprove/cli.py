@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -139,6 +140,77 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Arms × tasks × seeds at one budget, with null arms, statistics and a report."""
+    from rich.console import Console
+
+    from selfimprove.bench.command import bench as compared
+    from selfimprove.bench.command import listed
+
+    a = arguments
+    if a.dry_run:
+        for line in listed(a.overrides):
+            print(clean(line))
+        return 0
+    options = {"jobs": a.jobs, "launch": a.launch, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
+    folder = compared(a.overrides, a.out, Console(), **options)
+    print(f"benchmark {folder}")
+    return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """Past runs and cells, filtered and sorted, or two of them compared."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from selfimprove import past
+
+    a = arguments
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    if a.compare:
+        pair = [past.row(folder) for folder in a.compare]
+        if broken := [r for r in pair if "unreadable" in r]:
+            raise UserError(f"{broken[0]['run']} is no run that can be read ({broken[0]['unreadable']}); name two run folders")
+        entries = past.compared(*pair)
+        headings = ["", *map(str, a.compare)]
+        lines = [[k, *map(_cell, v)] for k, *v in entries if k != "run"]
+    else:
+        found = past.chosen(list(past.rows(a.root)), a.overrides, a.sort)
+        named = [re.split(r"[!<>=]", f)[0] for f in a.overrides] + ([a.sort.removeprefix("-")] if a.sort else [])
+        headings = list(dict.fromkeys((*past.COLUMNS, *named)))
+        lines = [[_cell(r.get("unreadable") if h == "strategy" and "unreadable" in r else r.get(h)) for h in headings] for r in found]
+        if not lines:
+            raise UserError(f"no run under {a.root} passes; `selfimprove runs --root DIR` looks elsewhere")
+    for heading in headings:
+        table.add_column(Text(clean(heading)), overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(clean(c)) for c in line))
+    Console().print(table)
+    return 0
+
+
+def fork(arguments: argparse.Namespace) -> int:
+    """A new run from a round of another, with something changed."""
+    from selfimprove.branch import fork as branched
+
+    session = branched(arguments.run, arguments.round, arguments.overrides, arguments.trust_env)
+    print(f"{session.folder} goes on from round {arguments.round} of {arguments.run}")
+    return _improve(session)
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """The recorded trials of a run, rewarded anew."""
+    from selfimprove.branch import replay as rewarded
+    from selfimprove.branch import rounds_of
+
+    found = rewarded(arguments.run, arguments.overrides, arguments.trust_env)
+    for line in rounds_of(found):
+        print(line)
+    print(f"every evaluation is in {found.file}")
+    return 0
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """The sealed test: measured once, recorded, then printed."""
     from selfimprove.sealed import recorded, sealed_test, table
@@ -231,6 +303,10 @@ def _resumable(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SelfImproveError, OSError):
         print(f"stopped; nothing that was finished is lost: `selfimprove resume {folder}`", file=sys.stderr)
         raise
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _catalogue(only: str | None = None) -> Iterator[str]:
@@ -333,6 +409,27 @@ def _parser() -> argparse.ArgumentParser:
     add_run(add("show", show, "rounds, best and worst edits, ledger and lineage of a run"), opens=False)
     p = add("plan", plan, "measure speed on a few batches and print what a run would cost; starts nothing")
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
+    p = add("bench", bench, "compare strategies at one budget, with null arms, statistics and a report")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="suite=NAME, or arms=[a,b] task=NAME seeds=5 budget.flops=1e15")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the folder of the benchmark (runs/bench/SUITE)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
+    p.add_argument("--launch", default="", metavar="WORDS", help="what to put before each cell's command, such as 'srun -c 4'")
+    p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
+    p.add_argument("--dry-run", action="store_true", help="print the cells and their commands, and start nothing")
+    p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")
+    p.add_argument("--trust-env", action="store_true", help="let cells read the variables of the environment that they name")
+    p = add("runs", runs, "past runs and cells of benchmarks: filtered, sorted, compared")
+    p.add_argument("overrides", nargs="*", metavar="FILTER", help="strategy=srt, 'test>0.3', updater.keep!=2")
+    p.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="where to look (runs)")
+    p.add_argument("--sort", metavar="KEY", help="order by a column or a key of the configuration; --sort=-KEY is descending")
+    p.add_argument("--compare", nargs=2, type=Path, metavar="RUN", help="print everything in which two runs differ")
+    p = add("fork", fork, "go on from a round of a run with something changed, in a new folder")
+    add_run(p)
+    p.add_argument("--round", type=int, required=True, metavar="N", help="keep so many rounds")
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="updater=NAME, guard.rounds.rounds=9 …")
+    p = add("replay", replay, "reward a run's recorded trials anew, without generating them again")
+    add_run(p)
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="rewarder=NAME, grader=NAME …")
     p = add("eval", evaluate, "measure a run's sealed test, once")
     add_run(p)
     p.add_argument("--unfinished", action="store_true", help="also where no guard has stopped the run; it cannot be resumed afterwards")

@@ -44,6 +44,9 @@ SEVERAL = ("guard", "observer", "middleware")
 GROUPS = (*SINGLE, *SEVERAL)
 _PLAIN = ("seed", "run", "checkpoint")
 _CHOICES = "choices"
+_FIXED = ("strategy", "task", "model", "engine", "seed")
+"""What a run's rounds rest on: `derived` does not change it."""
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,39 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path} is not a configuration ({str(e).splitlines()[0]}); restore it from a copy") from e
     if not isinstance(whole, DictConfig):
         raise ConfigError(f"{path} holds a list, not a configuration; restore it from a copy")
+    return _resolved(whole)
+
+
+def derived(base: Config, overrides: Sequence[str]) -> Config:
+    """A recorded configuration with overrides on top: a group that is named is taken anew, everything else stays as it was recorded.
+
+    Raises: ConfigError, where an override changes what a run's rounds rest on.
+    """
+    parsed = parse(overrides)
+    for override in parsed:
+        key = str(override.key_or_group)
+        if (top := key.split(".")[0]) in _FIXED:
+            raise ConfigError(f"{override.input_line}: the recorded rounds rest on the run's {top}; start a new run for another one")
+        if override.is_delete() or override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: write key=value here")
+    groups = {str(o.key_or_group) for o in parsed} & set(GROUPS)
+    chosen = {g: c for g, c in base.choices.items() if g not in (*groups, *_FIXED) or (g == "task" and "grader" in groups)}
+    words = [f"{g}=[{','.join(c)}]" if isinstance(c, list) else f"{g}={c}" for g, c in chosen.items()]
+    own = [str(o.input_line) for o in parsed if str(o.key_or_group).split(".")[0] in groups]
+    whole = OmegaConf.create(copy.deepcopy(base.recorded))
+    whole.run.folder = None
+    if groups:
+        fresh = compose([*words, *own])
+        for group in groups:
+            whole[group] = fresh.recorded.get(group)
+            whole[_CHOICES][group] = fresh.choices.get(group)
+    for override in parsed:
+        key = str(override.key_or_group)
+        if key.split(".")[0] not in groups:
+            if OmegaConf.select(whole, key, default=_MISSING) is _MISSING and not override.is_add():
+                known = [k for k in _flat(base.values) if not k.endswith("_target_")]
+                raise ConfigError(f"{override.input_line}: there is no {key!r}{nearest(key, known)}")
+            OmegaConf.update(whole, key, override.value(), force_add=True)
     return _resolved(whole)
 
 

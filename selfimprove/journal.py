@@ -79,6 +79,12 @@ def read(path: Path) -> tuple[Lineage, dict[str, Any], set[str]]:
     return lineage, ledger, labelled
 
 
+def spending(path: Path) -> list[dict[str, float]]:
+    """What the run had spent at each line, by unit: after preparing, then after each round."""
+    snapshots = [json.loads(text).get(_TIMED) or {} for text in read_lines(path)]
+    return [dict(s.get("totals", {})) for s in snapshots]
+
+
 def lineage_digest(path: Path) -> str:
     """The digest of everything that happened in a run, seconds excluded: equal runs have equal digests."""
     whole = hashlib.sha256()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from selfimprove.errors import ConfigError
 
@@ -75,6 +75,9 @@ class Text:
     item: str = ""
     """The id of the task item that the text is about; empty when it is about none."""
 
+    content: ClassVar[tuple[str, ...]] = ("text",)
+    """The fields that say what was written, as opposed to what was asked."""
+
 
 @payload("rollout")
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Rollout(Text):
     """False where the length limit cut it."""
     chat: bool = False
     """Whether the prompt was sent as a user's turn."""
+
+    content: ClassVar[tuple[str, ...]] = ("text", "ids", "logprobs", "finished")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer
@@ -63,7 +64,7 @@ class Rollouts:
     samples: int = 8
     levels: Sequence[int] = field(default=())
 
-    produces = (Rollout,)
+    produces: ClassVar[tuple[type, ...]] = (Rollout,)
     needs = ("policy",)
 
     def __post_init__(self) -> None:
@@ -178,7 +179,7 @@ def asking_of(run: Run) -> Asking:
         if isinstance(asking := getattr(run.roles.get(role), "asking", None), Asking):
             return asking
     raise ConfigError(
-        "evaluator=pass_at_k asks as the editor or the rewarder does, and these ask no questions; choose editor=rollouts, or another evaluator"
+        "this evaluator (or updater) asks as the editor or rewarder does, and these ask no questions; choose editor=rollouts, or another evaluator"
     )
 
 

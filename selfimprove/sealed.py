@@ -24,8 +24,8 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def sealed_test(folder: Path, unfinished: bool = False, trust_env: bool = False) -> dict[str, Any]:
-    """The result of the best candidate (the latest where nothing has a score) and of the root, recorded in the folder.
+def sealed_test(folder: Path, unfinished: bool = False, trust_env: bool = False, root: bool = True) -> dict[str, Any]:
+    """The result of the best candidate (the latest where nothing has a score) and, unless `root` is False, of the root, recorded in the folder.
 
     Raises: ConfigError, where the run is not finished or its evaluator measures nothing; ResumeError.
     """
@@ -38,7 +38,7 @@ def sealed_test(folder: Path, unfinished: bool = False, trust_env: bool = False)
                 "--unfinished; a run that has seen its test does not go on"
             )
         chosen = lineage.best() or lineage.latest
-        candidates = list({c.id: c for c in (lineage.root, chosen)}.values())
+        candidates = list({c.id: c for c in ((lineage.root, chosen) if root else (chosen,))}.values())
         before = dict(run.ledger.totals)
         scores = session.hook.evaluate(candidates=candidates, trials=[], rewards=[], lineage=lineage, run=run)
         if not scores:

@@ -1,0 +1,149 @@
+"""Running the cells: each a process of its own, some at a time, resumed where they were stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from selfimprove import journal, runfolder
+from selfimprove.bench.matrix import Cell
+from selfimprove.errors import ResumeError
+from selfimprove.storage import write_json
+
+POLL = 0.2
+"""Seconds between two looks at the processes."""
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass
+class State:
+    """Where a cell stands."""
+
+    cell: Cell
+    folder: Path
+    state: str = WAITING
+    reason: str = ""
+    """Why it failed, or why it stopped."""
+    seconds: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def record(self) -> Path:
+        return self.folder.with_suffix(".json")
+
+
+def states(cells: Sequence[Cell], out: Path) -> list[State]:
+    """The cells as a benchmark's folder tells. What failed before waits for another try."""
+    found = [State(c, out / "cells" / c.key) for c in cells]
+    for one in found:
+        try:
+            known = json.loads(one.record.read_text(encoding="utf-8"))
+            if known["state"] == DONE:
+                one.state, one.reason, one.seconds = DONE, str(known["reason"]), float(known["seconds"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # a record is only a note: without one the cell is resumed, and found to be finished
+    return found
+
+
+def run(
+    cells: Sequence[State],
+    jobs: int = 1,
+    launch: str = "",
+    trust_env: bool = False,
+    seconds: float | None = None,
+    tell: Callable[[Sequence[State]], None] = lambda states: None,
+) -> None:
+    """Run every cell that is not done, `jobs` at a time; each state says in the end whether it is done or failed.
+
+    Args:
+        launch: what to put before each command, such as ``srun -c 2``: a cluster's blocking launcher.
+        seconds: start no more cells after so long; what has begun is finished.
+        tell: called whenever something may have changed.
+    """
+    waiting = [s for s in cells if s.state != DONE]
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    running: list[tuple[State, subprocess.Popen[bytes], IO[bytes], float]] = []
+    try:
+        while waiting or running:
+            if time.monotonic() > end:
+                waiting.clear()
+            while waiting and len(running) < jobs:
+                running.append(_started(waiting.pop(0), launch, trust_env, jobs))
+            tell(cells)
+            time.sleep(POLL)
+            for entry in [e for e in running if e[1].poll() is not None]:
+                running.remove(entry)
+                _ended(*entry)
+        tell(cells)
+    finally:
+        for _, process, log, _ in running:
+            process.terminate()
+            process.wait()
+            log.close()
+
+
+def command(state: State, trust_env: bool = False) -> list[str]:
+    """The command that starts a cell, or goes on with it."""
+    cli = [sys.executable, "-m", "selfimprove.cli"]
+    if (state.folder / runfolder.CONFIG).exists():
+        return [*cli, "resume", str(state.folder), *(["--trust-env"] if trust_env else [])]
+    folder = str(state.folder.absolute()).replace("\\", "\\\\").replace('"', '\\"')
+    return [*cli, "run", *state.cell.overrides, f'run.folder="{folder}"']
+
+
+def progress(state: State) -> tuple[int, dict[str, float], float | None]:
+    """Rounds, totals of the ledger and the best score of a cell so far."""
+    path = state.folder / runfolder.JOURNAL
+    if not path.exists():
+        return 0, {}, None
+    try:
+        lineage, ledger, _ = journal.read(path)
+    except (ResumeError, OSError):  # it has just begun
+        return 0, {}, None
+    best = lineage.best()
+    return len(lineage), dict(ledger.get("totals", {})), None if best is None else lineage.score(best.id)
+
+
+def _started(state: State, launch: str, trust_env: bool, jobs: int) -> tuple[State, subprocess.Popen[bytes], IO[bytes], float]:
+    state.state, state.reason = RUNNING, ""
+    state.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = open(state.log, "ab")  # noqa: SIM115  it stays open as long as the process
+    environment = dict(os.environ)
+    if jobs > 1:  # cells beside one another share the processors
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    words = [*shlex.split(launch), *command(state, trust_env)]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return state, process, log, time.monotonic()
+
+
+def _ended(state: State, process: subprocess.Popen[bytes], log: IO[bytes], begun: float) -> None:
+    log.close()
+    state.seconds = time.monotonic() - begun
+    lines = state.log.read_text(encoding="utf-8", errors="replace").splitlines() if state.log.exists() else []
+    state.state = DONE if process.returncode == 0 else FAILED
+    state.reason = _stopped(lines) if state.state == DONE else _failure(lines, process.returncode)
+    note: dict[str, Any] = {"state": state.state, "reason": state.reason, "seconds": state.seconds, "overrides": list(state.cell.overrides)}
+    write_json(state.record, note)
+
+
+def _stopped(lines: Sequence[str]) -> str:
+    return next((line.removeprefix("stopped because ") for line in reversed(lines) if line.startswith("stopped because ")), "")
+
+
+def _failure(lines: Sequence[str], code: int) -> str:
+    """The message of a failed command: its last line that says one, or how it ended."""
+    said = [line for line in lines if line.startswith(("error: ", "a plugin broke")) or ("Error: " in line and not line.startswith(" "))]
+    ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return said[-1].removeprefix("error: ") if said else ended

@@ -1,0 +1,100 @@
+"""`selfimprove bench`: the matrix is run, the sealed test opened once, the report written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from selfimprove.bench import cells
+from selfimprove.bench.live import Board
+from selfimprove.bench.matrix import matrix
+from selfimprove.bench.opening import FAILURES, unmeasured
+from selfimprove.bench.report import write
+from selfimprove.bench.result import result
+from selfimprove.bench.suite import suite_of
+from selfimprove.errors import ConfigError, UserError
+from selfimprove.storage import write_json
+
+RESULT, CELLS = "result.json", "cells.json"
+
+
+def bench(
+    words: Sequence[str],
+    out: Path | None,
+    console: Console,
+    *,
+    jobs: int = 1,
+    launch: str = "",
+    hours: float | None = None,
+    open_anyway: bool = False,
+    trust_env: bool = False,
+) -> Path:
+    """The folder of the benchmark, whose report says what it found.
+
+    Args:
+        words: what to compare, as `suite.suite_of` takes it.
+        out: the folder; ``runs/bench/<suite>`` where it is None. A folder that holds cells of the same configuration is gone on with.
+        jobs: cells at a time.
+        launch: what to put before the command of a cell.
+        hours: start no more cells after so long.
+        open_anyway: open the test although some cells failed.
+
+    Raises: ConfigError, before anything runs; UserError, where cells failed, after the others and the report.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs wants at least 1; got {jobs}")
+    suite = suite_of(words)
+    made = matrix(suite)
+    folder = out or Path("runs", "bench", suite.name)
+    states = cells.states(made.cells, folder)
+    board = Board(suite, made, console)
+    with board.shown():
+        cells.run(states, jobs, launch, trust_env, None if hours is None else hours * 3600, board.tell)
+    keys = {s.cell.key: s.state for s in states}
+    write_json(folder / CELLS, keys)
+    failed = [s for s in states if s.state == cells.FAILED]
+    left = [s for s in states if s.state == cells.WAITING]
+    if not left and (open_anyway or not failed) and unmeasured(folder, keys):
+        flags = ["--trust-env"] if trust_env else []
+        with open(folder / "test.log", "ab") as log:
+            opened = subprocess.run([sys.executable, "-m", "selfimprove.bench.opening", str(folder), *flags], stdout=log, stderr=log, check=False)
+        if opened.returncode:
+            raise UserError(f"the process that measures the sealed test ended with code {opened.returncode}; {folder / 'test.log'} says why")
+    found = result(suite, made, states, folder, _failures(folder))
+    write_json(folder / RESULT, found)
+    for line in write(found, folder):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if left:
+        console.print(f"{len(left)} of {len(states)} cells are left; the same command goes on with them", markup=False, highlight=False)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(states)} cells failed, so the report lacks them; mend what their logs say and give the same command again"
+            + ("" if open_anyway else ", or open the test for the others with --open")
+        )
+    return folder
+
+
+def listed(words: Sequence[str]) -> Iterator[str]:
+    """Every cell of a benchmark and the command that would run it. Raises: ConfigError."""
+    suite = suite_of(words)
+    made = matrix(suite)
+    for cell in made.cells:
+        yield f"{cell.task}/{cell.arm} seed {cell.seed}: selfimprove run {shlex.join(cell.overrides)}"
+    for what, why in made.left_out.items():
+        yield f"left out: {what}, because {why}"
+    yield f"{len(made.cells)} cells of {len(made.arms)} arms; nothing was started"
+
+
+def _failures(folder: Path) -> dict[str, str]:
+    try:
+        found: dict[str, Any] = json.loads((folder / FAILURES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in found.items()}

@@ -1,0 +1,199 @@
+"""The matrix of a suite: every arm on every task with every seed, null arms included, as cells keyed by their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfimprove import config as configuration
+from selfimprove import discovery
+from selfimprove.bench.suite import NULLS, UNTRAINED, ArmEntry, Suite, TaskEntry
+from selfimprove.config import Config
+from selfimprove.errors import ConfigError
+from selfimprove.identity import digest
+from selfimprove.payloads import Text
+from selfimprove.runfolder import flat
+
+SAME = ("task", "grader", "model", "engine")
+"""Groups that all arms of a task have in common: the null arms take them from its first strategy."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm on a task with a seed."""
+
+    arm: str
+    task: str
+    seed: int
+    overrides: tuple[str, ...]
+    key: str
+    """The digest of its resolved configuration, so equal cells are run once."""
+
+
+@dataclass
+class Arm:
+    """One row of the report on one task."""
+
+    name: str
+    task: str
+    kind: str
+    """``strategy``, or the null arm that it is."""
+    of: tuple[str, ...] = ()
+    """The strategies whose null arm it is; empty where it is that of all of the task."""
+    cells: list[Cell] = field(default_factory=list)
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """With the first seed."""
+    differs: dict[str, Any] = field(default_factory=dict)
+    """Its configuration, as what differs from that of the task's first arm."""
+
+    @property
+    def trained(self) -> bool:
+        return self.kind not in UNTRAINED
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All arms of a suite, and the null arms that could not be made, with the reason."""
+
+    arms: tuple[Arm, ...]
+    left_out: Mapping[str, str]
+    base: Mapping[str, Mapping[str, Any]]
+    """The configuration that `Arm.differs` differs from, by task."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell once, seed by seed, strategies first: a benchmark that is stopped early has whole seeds."""
+        ordered = sorted((c for a in self.arms for c in a.cells), key=lambda c: c.seed)
+        return list({c.key: c for c in ordered}.values())
+
+
+def matrix(suite: Suite) -> Matrix:
+    """The matrix of a suite; every configuration has been composed and checked. Raises: ConfigError, naming the arm."""
+    arms: list[Arm] = []
+    left_out: dict[str, str] = {}
+    bases: dict[str, dict[str, Any]] = {}
+    for task in suite.tasks:
+        own = [a for a in suite.arms if not a.tasks or task.name in a.tasks]
+        rows = [_arm(suite, task, a.name, "strategy", a.overrides, ()) for a in own]
+        rows += [row for a in own for row in _nulls_of(suite, task, a, left_out)]
+        same = [f"{g}={name}" for g in SAME if own and (name := rows[0].configuration["choices"].get(g))]
+        for null in suite.nulls if own else ():
+            if null in UNTRAINED:
+                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, null), *task.untouched), ()))
+            elif null == "supervised" and task.supervised is not None:
+                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *task.supervised), ()))
+        _check_same(suite, rows)
+        merged = _merged(rows)
+        if merged:
+            bases[task.name] = _described(merged[0])
+            for row in merged:
+                row.differs = _differences(bases[task.name], _described(row))
+        arms += merged
+    if not any(a.cells for a in arms):
+        raise ConfigError(f"suite {suite.name} has no cell; give it arms, tasks and seeds")
+    return Matrix(tuple(arms), left_out, bases)
+
+
+def _nulls_of(suite: Suite, task: TaskEntry, arm: ArmEntry, left_out: dict[str, str]) -> list[Arm]:
+    """The null arms that are made of an arm."""
+    rows = []
+    if "random_reward" in suite.nulls:
+        rows.append(_arm(suite, task, "random_reward", "random_reward", (*arm.overrides, *arm.random_reward), (arm.name,)))
+    if "random_edits" in suite.nulls:
+        composed = _composed(suite, task, arm.name, _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True))
+        if reason := _not_shuffled(composed):
+            left_out[f"{task.name}/random_edits of {arm.name}"] = reason
+        else:
+            wrappers = [*composed.choices["middleware"], "shuffled_edits"]
+            rows.append(_arm(suite, task, "random_edits", "random_edits", (*arm.overrides, f"middleware=[{','.join(wrappers)}]"), (arm.name,)))
+    return rows
+
+
+def _not_shuffled(composed: Config) -> str | None:
+    """Why edits of this configuration cannot exchange their texts, or None."""
+    editor = composed.values.get("editor") or {}
+    produced = getattr(configuration.located(editor["_target_"], "editor", discovery.sources()), "produces", None) if editor else None
+    if produced is None or all(issubclass(p, Text) for p in produced):
+        return None
+    return f"its edits are {', '.join(p.__name__ for p in produced)}, which hold no text to exchange"
+
+
+def _untouched(suite: Suite, method: str) -> tuple[str, ...]:
+    costs = (f"evaluator.budget.{suite.unit}={suite.budget[suite.unit]!r}",) if method in ("majority", "best_of_n") else ()
+    return ("strategy=untouched", f"evaluator.method={method}", *costs)
+
+
+def _arm(suite: Suite, task: TaskEntry, name: str, kind: str, overrides: Sequence[str], of: tuple[str, ...]) -> Arm:
+    row = Arm(name, task.name, kind, of)
+    for seed in suite.seeds:
+        words = _overrides(suite, task, overrides, seed, trained=kind not in UNTRAINED)
+        composed = _composed(suite, task, name, words)
+        row.configuration = row.configuration or composed.recorded
+        row.cells.append(Cell(name, task.name, seed, tuple(words), cell_key(composed)))
+    return row
+
+
+def cell_key(composed: Config) -> str:
+    """The digest of a configuration, its folder aside."""
+    return digest({k: v for k, v in composed.recorded.items() if k != "run"})[:16]
+
+
+def _overrides(suite: Suite, task: TaskEntry, arm: Sequence[str], seed: int, trained: bool) -> list[str]:
+    """The overrides of a cell; of equal keys the last counts."""
+    words = [w.replace("{seed}", str(seed)) for w in (*suite.base, *task.overrides, *arm)]
+    keyed = {o.get_key_element().lstrip("+"): str(o.input_line) for o in configuration.parse(words)}
+    guards = ["rounds"]
+    if trained:  # the budget stops an arm and nothing else does, unless the arm names guards of its own
+        [own] = [o.value() for o in configuration.parse([keyed["guard"]])] if "guard" in keyed else [[]]
+        guards = [str(g) for g in dict.fromkeys((*(own if isinstance(own, list) else [own]), "budget", "rounds"))]
+        keyed[f"guard.budget.{suite.unit}"] = f"guard.budget.{suite.unit}={suite.budget[suite.unit]!r}"
+    keyed["guard"] = f"guard=[{','.join(guards)}]"
+    keyed.setdefault("guard.rounds.rounds", f"guard.rounds.rounds={suite.rounds if trained else 1}")
+    keyed.setdefault("observer", "observer=[]")
+    keyed["seed"] = f"seed={seed}"
+    return list(keyed.values())
+
+
+def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str]) -> Config:
+    try:
+        composed = configuration.anchored(configuration.compose(words))
+        configuration.check(composed)
+    except ConfigError as e:
+        raise ConfigError(f"suite {suite.name}, arm {arm} on task {task.name}: {e}") from e
+    return composed
+
+
+def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
+    """Refuse arms of one task that would be measured on different questions, or differently. Raises: ConfigError."""
+    for row in rows[1:]:
+        for group in SAME:
+            if different := _differences(flat(rows[0].configuration[group], group), flat(row.configuration[group], group)):
+                raise ConfigError(
+                    f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they "
+                    f"cannot be compared; say it once, in tasks.{row.task}.overrides"
+                )
+
+
+def _merged(rows: Sequence[Arm]) -> list[Arm]:
+    """The rows with equal cells once; a null arm that several strategies share is named after all of them."""
+    found: dict[tuple[str, ...], Arm] = {}
+    for row in rows:
+        keys = tuple(c.key for c in row.cells)
+        if keys not in found:
+            found[keys] = row
+        elif row.kind != "strategy":
+            found[keys].of = tuple(dict.fromkeys((*found[keys].of, *row.of)))
+    several = {k for k in NULLS if sum(a.kind == k for a in found.values()) > 1}
+    for row in found.values():
+        if row.kind in several:
+            row.name = f"{row.kind} of {' and '.join(row.of)}"
+    return list(found.values())
+
+
+def _described(row: Arm) -> dict[str, Any]:
+    return {k: v for k, v in flat(row.configuration).items() if not k.startswith("choices")}
+
+
+def _differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: own.get(k) for k in sorted({*base, *own}) if base.get(k) != own.get(k)}

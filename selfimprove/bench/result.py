@@ -1,0 +1,225 @@
+"""The result of a benchmark, as one JSON value: what every arm reached and spent, how they compare, and what may be doubted."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from selfimprove import journal, records, runfolder, sealed
+from selfimprove.bench import inference
+from selfimprove.bench.cells import DONE, State
+from selfimprove.bench.inference import ALPHA, POWER, Difference
+from selfimprove.bench.matrix import Arm, Matrix
+from selfimprove.bench.opening import openings
+from selfimprove.bench.suite import Suite
+from selfimprove.discovery import sources, version_of
+from selfimprove.errors import ConfigError, SelfImproveError
+from selfimprove.report.read import described, history, scored
+from selfimprove.truth import truth_of
+
+SCHEMA = 1
+EDIT = 600
+"""Characters of an edit that are shown."""
+
+
+def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, test_failures: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the report says, from what is on disk."""
+    known = {s.cell.key: s for s in states}
+    arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
+    found = _comparisons(suite, arms)
+    opened = openings(out)
+    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or "not run yet"} for s in states if s.state != DONE]
+    failures += [
+        {"task": known[k].cell.task, "arm": known[k].cell.arm, "seed": known[k].cell.seed, "reason": f"its test: {reason}"}
+        for k, reason in test_failures.items()
+        if k in known
+    ]
+    return {
+        "schema": SCHEMA,
+        "suite": suite.name,
+        "about": suite.about,
+        "seeds": list(suite.seeds),
+        "budget": dict(suite.budget),
+        "effect": suite.effect,
+        "tolerance": suite.tolerance,
+        "arms": arms,
+        "comparisons": found,
+        "failures": failures,
+        "left_out": dict(matrix.left_out),
+        "openings": opened,
+        "base": {t: dict(values) for t, values in matrix.base.items()},
+        "written": dict(suite.written),
+        "versions": {n: v for n in ("numpy", "scipy", "torch", "transformers", *(s.distribution for s in sources())) if (v := version_of(n))},
+        "machine": {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "processors": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+        "commit": runfolder.git_commit(),
+    }
+
+
+def _arm(arm: Arm, states: Sequence[State], suite: Suite) -> dict[str, Any]:
+    """One row: its cells, and what they reached on average."""
+    cells = [_cell(s, arm.trained) for s in states]
+    measured = [c for c in cells if c["score"] is not None]
+    spent = [c["spent"].get(suite.unit, 0.0) + (0.0 if arm.trained else c["test_spent"].get(suite.unit, 0.0)) for c in cells if c["state"] == DONE]
+    metrics = sorted({m for c in measured for m in c["metrics"]})
+    return {
+        "name": arm.name,
+        "task": arm.task,
+        "kind": arm.kind,
+        "of": list(arm.of),
+        "trained": arm.trained,
+        "score": _mean([c["score"] for c in measured]),
+        "standard_error": _standard_error([c["score"] for c in measured]),
+        "metrics": {m: _mean([c["metrics"][m] for c in measured if m in c["metrics"]]) for m in metrics},
+        "spent": _mean(spent),
+        "cells": cells,
+        "differs": arm.differs,
+    }
+
+
+def _cell(state: State, trained: bool) -> dict[str, Any]:
+    """What a cell did and reached; empty where it did not begin."""
+    found: dict[str, Any] = {
+        "key": state.cell.key,
+        "seed": state.cell.seed,
+        "state": state.state,
+        "reason": state.reason,
+        "seconds": state.seconds,
+        "score": None,
+        "metrics": {},
+        "per_item": {},
+        "spent": {},
+        "by_stage": {},
+        "test_spent": {},
+        "curve": [],
+        "rounds": [],
+        "edits": [],
+        "lineage": [],
+    }
+    if state.state != DONE:
+        return found
+    run = history(state.folder)
+    found |= {"spent": dict(run.ledger.get("totals", {})), "by_stage": dict(run.ledger.get("by_stage", {}))}
+    totals = journal.spending(state.folder / runfolder.JOURNAL)
+    best = -math.inf
+    for number, (one, total) in enumerate(zip(run.lineage.rounds, totals[1:], strict=True), 1):
+        best = max([best, *(e.score for _, e in one.scores if e.score is not None and e.finite)])
+        found["curve"].append([total, best if math.isfinite(best) else None])
+        found["rounds"].append({"round": number, "reward": _mean(scored(one.rewards)), **{f"truth_{n}": v for n, v in truth_of(one).items()}})
+    if trained:
+        ranked = sorted(((_mean(scored(e)), edit) for _, edit, e in run.edits() if scored(e)), key=lambda pair: pair[0] or 0.0)
+        for name, (reward, edit) in (("best", ranked[-1]), ("worst", ranked[0])) if ranked else ():
+            found["edits"].append({"which": name, "reward": reward, "text": described(edit)[:EDIT]})
+    found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in run.lineage][:200]
+    try:
+        test = sealed.recorded(state.folder)
+    except SelfImproveError:
+        test = None
+    if test is not None:
+        scores = {i: records.decode_evaluation(e) for i, e in test["scores"]}
+        evaluation = scores.get(test["candidate"])
+        if evaluation is not None and evaluation.score is not None:
+            found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": dict(evaluation.per_item)}
+        found |= {"test_spent": test["spent"], "chosen": test["chosen"], "lineage_digest": test["lineage"]}
+    return found
+
+
+def _comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every strategy against the null arms that are its own and against the other strategies, corrected for their number."""
+    names = list(dict.fromkeys(a["name"] for a in arms))
+    rows = {n: [a for a in arms if a["name"] == n] for n in names}
+    strategies = [n for n in names if rows[n][0]["kind"] == "strategy"]
+    pairs = [(a, b) for a in strategies for b in names if b not in strategies[: strategies.index(a) + 1] and _meet(rows[a], rows[b])]
+    found: list[dict[str, Any]] = []
+    measured: list[tuple[dict[str, Any], Difference]] = []
+    for one, other in pairs:
+        entry: dict[str, Any] = {"one": one, "other": other, "kind": rows[other][0]["kind"]}
+        found.append(entry)
+        if reason := _invalid(suite, rows[one], rows[other]):
+            entry |= {"verdict": "invalid", "reason": reason}
+            continue
+        try:
+            difference = inference.difference(_grades(rows[one]), _grades(rows[other]))
+        except ConfigError as e:
+            entry |= {"verdict": "missing", "reason": str(e)}
+            continue
+        measured.append((entry, difference))
+    corrected = inference.holm([d.p for _, d in measured])
+    for (entry, d), p in zip(measured, corrected, strict=True):
+        alpha = ALPHA / len(measured)
+        chance = inference.power(suite.effect, d, alpha=alpha)
+        entry |= {
+            "difference": d.estimate,
+            "low": d.low,
+            "high": d.high,
+            "p": d.p,
+            "p_holm": p,
+            "seeds": d.seeds,
+            "items": d.items,
+            "by_seed": list(d.by_seed),
+            "probability_of_improvement": inference.probability_of_improvement(_grades(rows[entry["one"]]), _grades(rows[entry["other"]])),
+            "power": chance,
+            "more_seeds": None,
+            "verdict": _verdict(d, p, chance, suite.effect),
+        }
+        if entry["verdict"] == "underpowered":
+            entry["more_seeds"] = inference.more_seeds(suite.effect, d, alpha=alpha)
+    return found
+
+
+def _verdict(d: Difference, p: float, chance: float, effect: float) -> str:
+    if p < ALPHA:
+        return "better" if d.estimate > 0 else "worse"
+    if -effect < d.low and d.high < effect:
+        return "no difference"
+    return "underpowered" if chance < POWER else "not shown"
+
+
+def _meet(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two arms share a task, and the other, if it is the null arm of some strategies, is one of the first's."""
+    common = {a["task"] for a in one} & {b["task"] for b in other}
+    return bool(common) and all(not b["of"] or one[0]["name"] in b["of"] for b in other)
+
+
+def _invalid(suite: Suite, one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why two arms may not be compared, or None: trained arms spend the same, an untrained one may spend less."""
+    for a in one:
+        for b in other:
+            if a["task"] != b["task"] or not a["spent"] or b["spent"] is None:
+                continue
+            ratio = a["spent"] / b["spent"] if b["spent"] else math.inf
+            most = 1 + suite.tolerance
+            if ratio > most and not b["trained"]:
+                continue
+            if not 1 / most <= ratio <= most:
+                return (
+                    f"they did not spend the same on {a['task']}: {a['name']} {a['spent']:.3g} and {b['name']} {b['spent']:.3g} {suite.unit}, "
+                    f"more than {suite.tolerance:.0%} apart"
+                )
+    return None
+
+
+def _grades(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    return {a["task"]: graded for a in rows if (graded := {c["seed"]: c["per_item"] for c in a["cells"] if c["per_item"]})}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean over seeds."""
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))

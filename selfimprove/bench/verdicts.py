@@ -1,0 +1,115 @@
+"""The sentences that a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+DECODED = {
+    "greedy": "the untouched model (greedy)",
+    "best_temperature": "the untouched model (best temperature)",
+    "majority": "the untouched model (majority of its samples)",
+    "best_of_n": "the untouched model (likeliest of its samples)",
+    "supervised": "supervised training on the true labels",
+}
+
+
+SHORT = {
+    "greedy": "untouched, greedy",
+    "best_temperature": "untouched, best temperature",
+    "majority": "untouched, majority (maj@k)",
+    "best_of_n": "untouched, best of n",
+    "supervised": "supervised, true labels",
+}
+
+
+def called(name: str) -> str:
+    """What a sentence calls an arm."""
+    return DECODED.get(name, name.replace("_", " "))
+
+
+def short(name: str) -> str:
+    """What a table calls an arm."""
+    return SHORT.get(name, name.replace("_", " "))
+
+
+def sentences(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence about each strategy, then one about each comparison."""
+    yield from summaries(result)
+    for c in result["comparisons"]:
+        yield sentence(c, result["effect"])
+
+
+def summaries(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence about each strategy and its null arms."""
+    for strategy in dict.fromkeys(c["one"] for c in result["comparisons"]):
+        yield summary(strategy, [c for c in result["comparisons"] if c["one"] == strategy and c["kind"] not in ("strategy", "supervised")])
+
+
+def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
+    """Whether a strategy beats all of its null arms."""
+    if not nulls:
+        return f"{strategy} was compared with no null arm."
+    kinds: dict[str, list[str]] = {}
+    for c in nulls:
+        verdict = c["verdict"] if c["verdict"] in ("better", "worse", "invalid", "missing") else "open"
+        kinds.setdefault(verdict, []).append(called(c["other"]))
+    if list(kinds) == ["better"]:
+        return f"{strategy} is better than every null arm: {_and(kinds['better'])}."
+    said = {
+        "better": "is better than {}",
+        "worse": "is worse than {}",
+        "open": "is not shown to differ from {}",
+        "invalid": "cannot be compared with {}",
+        "missing": "has no result to compare with {}",
+    }
+    return f"{called(strategy)} {'; it '.join(text.format(_and(kinds[k])) for k, text in said.items() if k in kinds)}."
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def sentence(c: Mapping[str, Any], effect: float) -> str:
+    """What one comparison says."""
+    one, other = called(c["one"]), called(c["other"])
+    if c["verdict"] == "invalid":
+        return f"{one} against {other}: invalid, because {c['reason']}."
+    if c["verdict"] == "missing":
+        return f"{one} against {other}: nothing to compare; {c['reason']}."
+    numbers = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['seeds']} seeds, corrected p {c['p_holm']:.2g}"
+    match c["verdict"]:
+        case "better" | "worse":
+            return f"{one} is {c['verdict']} than {other}: {numbers}."
+        case "no difference":
+            return f"{one} and {other} do not differ by {effect:g} or more: {numbers}."
+        case "underpowered":
+            more = c["more_seeds"]
+            needed = (
+                "no number of seeds would be enough, only more items"
+                if more is None
+                else f"about {more} more {'seed is' if more == 1 else 'seeds are'} needed"
+            )
+            return f"{one} against {other}: underpowered; {needed} to find a difference of {effect:g} ({numbers})."
+        case _:
+            return (
+                f"{one} is not shown to differ from {other}: {numbers}; a difference of {effect:g} would be found with probability {c['power']:.2f}."
+            )
+
+
+def cautions(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader has to know before believing the rest."""
+    openings = result["openings"]
+    if not openings:
+        yield "The sealed test was not opened: there are no results yet."
+    elif len(openings) == 1:
+        yield f"The sealed test was opened once, on {openings[0]['at']}, for all {len(openings[0]['cells'])} cells together."
+    else:
+        dates = ", ".join(o["at"] for o in openings)
+        yield f"PEEKED: the sealed test was opened {len(openings)} times ({dates}); what was added after the first time may have been chosen by it."
+    if peeked := [k for o in openings for k in o["peeked"]]:
+        yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    for f in result["failures"]:
+        yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
+    for what, why in result["left_out"].items():
+        yield f"Left out: {what}, because {why}."

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfimprove.bench.cells import DONE, FAILED, WAITING, State, run, states
+from selfimprove.bench.matrix import Cell
+from selfimprove.bench.opening import openings
+from selfimprove.cli import main
+
+CELLS = [Cell("a", "t", s, ("strategy=toy",), f"key{s}") for s in range(3)]
+
+
+def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
+    found = states(CELLS, tmp_path)
+    seen: list[int] = []
+    run(found, jobs=2, launch="sh -c 'echo error: no room; exit 3'", tell=lambda s: seen.append(sum(one.state == WAITING for one in s)))
+    assert [(s.state, s.reason) for s in found] == [(FAILED, "no room")] * 3
+    assert seen[0] == 1
+    assert [s.state for s in states(CELLS, tmp_path)] == [WAITING] * 3, "the same command tries them again"
+
+
+def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
+    run(states(CELLS[:1], tmp_path), launch="echo stopped because the budget is spent")
+    again = states(CELLS, tmp_path)
+    assert [(s.state, s.reason) for s in again] == [(DONE, "the budget is spent"), (WAITING, ""), (WAITING, "")]
+    run(again, launch="false")
+    assert [s.state for s in again] == [DONE, FAILED, FAILED]
+
+
+def test_no_cell_starts_after_the_time(tmp_path: Path) -> None:
+    found = states(CELLS, tmp_path)
+    run(found, seconds=-1.0, launch="true")
+    assert [s.state for s in found] == [WAITING] * 3
+
+
+def test_a_killed_process_is_named(tmp_path: Path) -> None:
+    found: list[State] = states(CELLS[:1], tmp_path)
+    run(found, launch="sh -c 'kill -9 $$'")
+    assert found[0].reason == "killed by signal 9"
+
+
+def test_a_benchmark_whose_cells_fail_still_reports_and_keeps_the_test_sealed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "suite=smoke", "seeds=1", "nulls=[greedy]", "--out", str(tmp_path), "--launch", "sh -c 'echo error: no room; exit 3'"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "2 of 2 cells failed" in told.err
+    assert "FAILED: toy/toy, seed 0: no room" in told.out
+    assert not openings(tmp_path)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [(["suite=nope"], "there is no suite"), (["suite=smoke", "--jobs", "0"], "--jobs wants")])
+def test_a_mistake_is_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from selfimprove.bench.matrix import Arm, Matrix, matrix
+from selfimprove.bench.suite import NULLS, checked, suite_of
+from selfimprove.errors import ConfigError
+
+TOY = ["task=toy", "engine=toy"]
+
+
+def made(**values: object) -> Matrix:
+    return matrix(checked("x", {"tasks": {"toy": TOY}, "arms": ["toy"], "seeds": [0], "budget": {"flops": 1e9}, **values}))
+
+
+def named(found: Matrix, name: str) -> Arm:
+    [arm] = [a for a in found.arms if a.name == name]
+    return arm
+
+
+def test_every_null_arm_stands_beside_a_strategy() -> None:
+    found = matrix(suite_of(["suite=smoke", "seeds=2"]))
+    assert [a.kind for a in found.arms] == ["strategy", "random_reward", "random_edits", *(n for n in NULLS if not n.startswith("random"))]
+    assert not found.left_out
+    assert len({c.key for c in found.cells}) == 2 * len(found.arms)
+    assert [c.seed for c in found.cells] == sorted(c.seed for c in found.cells), "a benchmark that is stopped early has whole seeds"
+
+
+def test_the_budget_stops_trained_arms_and_one_round_untrained_ones() -> None:
+    found = made(nulls=["greedy", "majority"])
+    assert {"guard=[budget,rounds]", "guard.budget.flops=1000000000.0"} <= set(named(found, "toy").cells[0].overrides)
+    assert {"guard=[rounds]", "guard.rounds.rounds=1"} <= set(named(found, "greedy").cells[0].overrides)
+    assert "evaluator.budget.flops=1000000000.0" in named(found, "majority").cells[0].overrides
+
+
+def test_guards_that_an_arm_names_stay() -> None:
+    found = made(arms={"toy": ["strategy=toy", "guard=[plateau]"]}, nulls=[])
+    assert "guard=[plateau,budget,rounds]" in named(found, "toy").cells[0].overrides
+
+
+def test_equal_null_arms_of_two_strategies_are_run_once() -> None:
+    found = made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "rewarder=accept"]}, nulls=["random_reward"])
+    [null] = [a for a in found.arms if a.kind == "random_reward"]
+    assert null.of == ("a", "b")
+    assert named(found, "b").differs["rewarder.probability"] == 1.0
+
+
+def test_null_arms_of_strategies_that_differ_are_named_after_them() -> None:
+    found = made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "editor.edits=3"]}, nulls=["random_reward"])
+    assert [a.name for a in found.arms if a.kind == "random_reward"] == ["random_reward of a", "random_reward of b"]
+
+
+def test_keys_go_by_the_configuration_alone() -> None:
+    one, other = made(nulls=[]), made(nulls=[], arms={"renamed": ["strategy=toy"]})
+    assert one.cells[0].key == other.cells[0].key
+    assert one.cells[0].key != made(nulls=[], budget={"flops": 2e9}).cells[0].key
+
+
+def test_null_arms_are_graded_as_the_strategy_is_and_arms_that_differ_there_are_refused() -> None:
+    found = made(arms={"toy": ["strategy=toy", "grader=exact"]}, nulls=["greedy"])
+    assert "grader=exact" in named(found, "greedy").cells[0].overrides
+    with pytest.raises(ConfigError, match=r"a and b differ in grader._target_.*say it once, in tasks.toy.overrides"):
+        made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "grader=f1"]}, nulls=[])
+
+
+def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"arm toyy on task toy: .*did you mean toy"):
+        made(arms=["toyy"], nulls=[])

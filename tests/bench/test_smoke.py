@@ -1,0 +1,79 @@
+"""The smoke suite from beginning to end, killed on the way, and its report in a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfimprove.bench.opening import openings
+from selfimprove.cli import main
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smoke benchmark that was killed after its second cell and gone on with."""
+    out = tmp_path_factory.mktemp("bench")
+    words = ["bench", "suite=smoke", "seeds=2", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "selfimprove.cli", *words], stdout=subprocess.DEVNULL)
+    while sum(1 for _ in out.glob("cells/*.json")) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in out.glob("cells/*.json")}
+    time.sleep(15)  # the cell that was running ends by itself
+    assert main(words) == 0
+    assert all(p.stat().st_mtime_ns == at for p, at in done.items()), "finished cells are not run again"
+    return out
+
+
+def test_every_cell_is_measured_on_the_test_once(folder: Path) -> None:
+    found = json.loads((folder / "result.json").read_text())
+    assert not found["failures"]
+    assert not found["left_out"]
+    [opened] = openings(folder)
+    assert len(opened["cells"]) == 16
+    assert not opened["peeked"]
+    assert all(c["score"] is not None and c["per_item"] for a in found["arms"] for c in a["cells"])
+
+
+def test_trained_arms_spent_the_same_and_null_arms_are_beaten(folder: Path) -> None:
+    found = json.loads((folder / "result.json").read_text())
+    arms = {a["name"]: a for a in found["arms"]}
+    assert arms["toy"]["score"] > arms["greedy"]["score"]
+    assert arms["toy"]["spent"] >= found["budget"]["flops"]
+    assert {c["other"] for c in found["comparisons"]} == set(arms) - {"toy"}
+
+
+def test_the_same_command_again_changes_nothing(folder: Path) -> None:
+    before = (folder / "result.json").read_bytes()
+    assert main(["bench", "suite=smoke", "seeds=2", "--out", str(folder)]) == 0
+    assert (folder / "result.json").read_bytes() == before
+    assert len(openings(folder)) == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_fits_its_window(folder: Path, width: int, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    picture = tmp_path / "report.png"
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},2000",
+        f"--screenshot={picture}",
+        f"file://{folder / 'report.html'}",
+    ]
+    subprocess.run([CHROMIUM, *words], check=True, timeout=120, capture_output=True)
+    assert picture.stat().st_size > 10_000

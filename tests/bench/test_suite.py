@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfimprove.bench.suite import Suite, checked, known, suite_of
+from selfimprove.errors import ConfigError
+
+GOOD: dict[str, Any] = {"tasks": ["toy"], "arms": ["toy"], "seeds": 2, "budget": {"flops": "1e9"}}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def test_a_suite_without_a_file() -> None:
+    made = suite_of(["arms=[seal,srt]", "task=arithmetic", "seeds=5", "budget.flops=1e16"])
+    assert [a.overrides for a in made.arms] == [("strategy=seal",), ("strategy=srt",)]
+    assert [t.overrides for t in made.tasks] == [("task=arithmetic",)]
+    assert (made.seeds, made.budget) == ((0, 1, 2, 3, 4), {"flops": 1e16})
+
+
+def test_words_replace_what_a_file_says(tmp_path: Path) -> None:
+    made = suite_of(["suite=smoke", "seeds=[7]", "nulls=[greedy]"])
+    assert (made.name, made.seeds, made.nulls) == ("smoke", (7,), ("greedy",))
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks: [toy]\narms: [toy]\nbudget: {labels: 3}\n")
+    assert suite_of([f"suite={path}"]).unit == "labels"
+
+
+@pytest.mark.parametrize(
+    "path", [p for _, p in known() if p.is_absolute()] + sorted(Path(__file__).parents[2].glob("benchmarks/suites/*.yaml")), ids=lambda p: p.stem
+)
+def test_every_shipped_suite_is_one(path: Path) -> None:
+    assert isinstance(suite_of([f"suite={path}"]), Suite)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suite=smok"], "did you mean smoke"),
+        (["suite=nowhere.yaml"], "cannot be read"),
+        (["seeds"], "key=value"),
+        (["seeds=[1"], "no YAML"),
+        ([], "name a suite"),
+        (["arms=[a]"], "name a suite"),
+        (["suite=smoke", "seeds=0"], "seeds wants"),
+        (["suite=smoke", "budget.flop=3"], "budget wants one amount"),
+        (["suite=smoke", "budget.flops=-1"], "a number from 0"),
+        (["suite=smoke", "nulls=[greed]"], "did you mean greedy"),
+        (["suite=smoke", "sedes=3"], "did you mean seeds"),
+        (["suite=smoke", "arms={greedy: []}"], "name of a null arm"),
+        (["suite=smoke", "arms={a: {tasks: [toyy]}}"], "did you mean toy"),
+        (["suite=smoke", "arms={a/b: []}"], "no name"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_was_wanted(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        suite_of(words)
+
+
+@given(st.sampled_from(["tasks", "arms", "seeds", "budget", "nulls", "base", "effect", "tolerance", "rounds", "about"]), json_values)
+def test_any_value_makes_a_suite_or_a_clear_error(key: str, value: Any) -> None:
+    try:
+        assert isinstance(checked("x", {**GOOD, key: value}), Suite)
+    except ConfigError as e:
+        assert "suite x" in str(e)
