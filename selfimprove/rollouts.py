@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer
@@ -63,7 +64,7 @@ class Rollouts:
     samples: int = 8
     levels: Sequence[int] = field(default=())
 
-    produces = (Rollout,)
+    produces: ClassVar[tuple[type, ...]] = (Rollout,)
     needs = ("policy",)
 
     def __post_init__(self) -> None:

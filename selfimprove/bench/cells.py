@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from selfimprove import journal, runfolder
 from selfimprove.bench.matrix import Cell
+from selfimprove.errors import ResumeError
 from selfimprove.storage import write_json
 
 POLL = 0.2
@@ -109,7 +110,7 @@ def progress(state: State) -> tuple[int, dict[str, float], float | None]:
         return 0, {}, None
     try:
         lineage, ledger, _ = journal.read(path)
-    except (journal.ResumeError, OSError):  # it has just begun
+    except (ResumeError, OSError):  # it has just begun
         return 0, {}, None
     best = lineage.best()
     return len(lineage), dict(ledger.get("totals", {})), None if best is None else lineage.score(best.id)
