@@ -155,7 +155,7 @@ def derived(base: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(f"{override.input_line}: write key=value here")
     groups = {str(o.key_or_group) for o in parsed} & set(GROUPS)
     chosen = {g: c for g, c in base.choices.items() if g not in (*groups, *_FIXED) or (g == "task" and "grader" in groups)}
-    words = [f"{g}=[{','.join(c)}]" if isinstance(c, list) else f"{g}={c}" for g, c in chosen.items()]
+    words = [f"{g}={c}" for g, c in chosen.items() if g in SINGLE]
     own = [str(o.input_line) for o in parsed if str(o.key_or_group).split(".")[0] in groups]
     whole = OmegaConf.create(copy.deepcopy(base.recorded))
     whole.run.folder = None

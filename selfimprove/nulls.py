@@ -176,7 +176,7 @@ def _evaluation(questions: Sequence[Question], grades: Sequence[float], metrics:
 class GoldAnswers(Rollouts):
     """The true answers of `prompts` training questions a round, as if the model had written them. Takes questions in the order `Rollouts` does."""
 
-    produces = (Text,)
+    produces = (Text,)  # the answers were not sampled, so they are no rollouts
     uses_labels = True
 
     @hookimpl

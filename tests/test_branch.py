@@ -124,4 +124,4 @@ def test_a_broken_run_is_a_row_that_says_so(recorded: Path, tmp_path: Path) -> N
     shutil.copytree(recorded, tmp_path / "bad")
     (tmp_path / "bad" / "journal.jsonl").write_text("{}\n")
     [found] = past.rows(tmp_path)
-    assert "journal line" in found["unreadable"]
+    assert "journal" in found["unreadable"]

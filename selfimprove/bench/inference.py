@@ -168,7 +168,8 @@ def _item_variance(table: np.ndarray, rng: np.random.Generator, draws: int) -> f
     rest = np.where(mask, values - rows - columns + values[mask].mean(), 0.0)
     free = max(1, (table.shape[0] - 1) * (items - 1))
     single = float((rest**2).sum()) / free / mask.sum()
-    return float(items / max(1, items - 1) * np.var(drawn.mean(axis=1)) - single)
+    whole = float(np.var(drawn.mean(axis=1))) * items / max(1, items - 1)
+    return whole - single
 
 
 def _counts(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:

@@ -22,7 +22,7 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
-    run(states(CELLS[:1], tmp_path), launch="echo stopped because the budget is spent")
+    run(states(CELLS[:1], tmp_path), launch="sh -c 'echo stopped because the budget is spent'")
     again = states(CELLS, tmp_path)
     assert [(s.state, s.reason) for s in again] == [(DONE, "the budget is spent"), (WAITING, ""), (WAITING, "")]
     run(again, launch="false")
