@@ -270,6 +270,7 @@ _ORDER = (
     "model",
     "engine",
     "grader",
+    "sandbox",
     "guard",
     "observer",
     "middleware",

@@ -72,7 +72,7 @@ class Outcome:
 
     status: Status
     answer: Any = None
-    """JSON: what it sent last as ``{"call": "answer", "value": ...}``; None without one, and where a limit ended it."""
+    """JSON: what it sent last as ``{"call": "answer", "value": ...}``; None without one. It stays where a limit ended the program."""
     stdout: str = ""
     stderr: str = ""
     exit_code: int | None = None

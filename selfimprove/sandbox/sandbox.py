@@ -56,9 +56,11 @@ class Sandbox:
 
     def check(self) -> None:
         """Run a trivial program. Raises: ConfigError, where that fails, with what the machine said."""
-        outcome = self.run(Program({"main.py": "import os; os.write(3, b'{\"call\": \"answer\", \"value\": 1}\\n')"}, "main.py"))
+        outcome = self.run(Program({"main.py": 'import os; os.write(3, b\'{"call": "answer", "value": 1}\\n\')'}, "main.py"))
         if outcome.answer != 1:
-            raise ConfigError(f"{self.isolation.tool} starts, but a trivial program does not end well in it ({outcome.reason}); `selfimprove doctor` tries again")
+            raise ConfigError(
+                f"{self.isolation.tool} starts, but a trivial program does not end well in it ({outcome.reason}); `selfimprove doctor` tries again"
+            )
 
     def run(self, program: Program, handler: Handler = _nobody, limits: Limits | None = None) -> Outcome:
         """What became of a program. Raises: ConfigError, where the sandbox itself does not start; whatever `handler` raises but Refused."""
@@ -313,7 +315,7 @@ class _Session:
             status = "done" if code == 0 else "failed"
         return Outcome(
             status=status,
-            answer=self._answer if status in ("done", "failed") else None,
+            answer=self._answer,
             stdout=self._texts["stdout"].decode(errors="replace"),
             stderr=self._texts["stderr"].decode(errors="replace").removesuffix(_NOISE),
             exit_code=code,

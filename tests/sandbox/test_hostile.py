@@ -27,7 +27,9 @@ def _usable(tool: str) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=[pytest.param(t, marks=[] if _usable(t) else pytest.mark.skip(reason=f"{t} is not usable here")) for t in BINARY])
+@pytest.fixture(
+    scope="module", params=[pytest.param(t, marks=[] if _usable(t) else pytest.mark.skip(reason=f"{t} is not usable here")) for t in BINARY]
+)
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return Sandbox(request.param, LIMITS)
 
@@ -89,7 +91,9 @@ def test_memory_of_many_processes(sandbox: Sandbox) -> None:
     assert found.status == "memory"
 
 
-@pytest.mark.parametrize("call", ["os.memfd_create('x')", "__import__('multiprocessing.shared_memory').shared_memory.SharedMemory(create=True, size=1 << 20)"])
+@pytest.mark.parametrize(
+    "call", ["os.memfd_create('x')", "__import__('multiprocessing.shared_memory').shared_memory.SharedMemory(create=True, size=1 << 20)"]
+)
 def test_memory_that_no_process_has(sandbox: Sandbox, call: str) -> None:
     assert run(sandbox, f"try: {call}\nexcept OSError as e: say('refused')").answer == "refused"
 
@@ -102,7 +106,7 @@ def test_endless_output(sandbox: Sandbox) -> None:
 
 def test_endless_loop(sandbox: Sandbox) -> None:
     found = run(sandbox, "say('early')\nwhile True: pass")
-    assert (found.status, found.answer) == ("cpu", None)
+    assert (found.status, found.answer) == ("cpu", "early")
     assert found.cpu_seconds < 3
 
 
@@ -283,7 +287,20 @@ def test_as_many_files_as_one_likes(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "{", "[]", "1", "{}", '{"call": 1}', '{"call": "nothing"}', '{"call": "answer", "value": NaN}', "\\xff\\xfe", "[" * 5000, '{"call":"score"}']
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "1",
+        "{}",
+        '{"call": 1}',
+        '{"call": "nothing"}',
+        '{"call": "answer", "value": NaN}',
+        "\\xff\\xfe",
+        "[" * 5000,
+        '{"call":"score"}',
+    ],
 )
 def test_malformed_requests(sandbox: Sandbox, line: str) -> None:
     data = line.encode("unicode_escape") if "\\x" not in line else b"\xff\xfe"
@@ -295,12 +312,12 @@ def test_malformed_requests(sandbox: Sandbox, line: str) -> None:
 
 def test_giant_requests(sandbox: Sandbox) -> None:
     assert run(sandbox, "while True: os.write(3, b'x' * 10000)").status == "request"
-    assert run(sandbox, "os.write(3, b'{\"call\": \"answer\", \"value\": \"' + b'x' * 200000 + b'\"}\\n')").status == "request"
+    assert run(sandbox, 'os.write(3, b\'{"call": "answer", "value": "\' + b\'x\' * 200000 + b\'"}\\n\')').status == "request"
 
 
 def test_many_requests(sandbox: Sandbox) -> None:
     found = run(sandbox, "for i in range(1000): say(i); os.read(3, 100)")
-    assert (found.status, found.answer) == ("request", None)
+    assert (found.status, found.answer) == ("request", LIMITS.requests - 1)
 
 
 def test_requests_whose_answers_nobody_reads(sandbox: Sandbox) -> None:
@@ -311,7 +328,7 @@ def test_requests_whose_answers_nobody_reads(sandbox: Sandbox) -> None:
 
 
 def test_a_descriptor_sent_out_reaches_nobody(sandbox: Sandbox) -> None:
-    code = "import socket, array\ns = socket.socket(fileno=3)\ns.sendmsg([b'{\"call\": \"answer\", \"value\": 5}\\n'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [1]))])"
+    code = 'import socket, array\ns = socket.socket(fileno=3)\ns.sendmsg([b\'{"call": "answer", "value": 5}\\n\'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array(\'i\', [1]))])'
     before = len(os.listdir("/proc/self/fd"))
     run(sandbox, code)
     assert len(os.listdir("/proc/self/fd")) == before
