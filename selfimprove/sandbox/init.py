@@ -73,6 +73,8 @@ def main() -> None:
         _mount(job["mounts"], job["limits"])
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the first process of a namespace gets only the signals that it handles
+    for capability in range(64):
+        _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # those that do not exist, or that we may not drop, we do not have
     if job["uid"] is not None:
         os.setgroups([])
         os.setresgid(job["uid"], job["uid"], job["uid"])
@@ -128,15 +130,13 @@ def _become(job: Any, channel: int) -> None:
             resource.setrlimit(kind, (value, value))
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _prctl(_PR_CAP_AMBIENT, 4)  # clear all
-        for capability in range(64):
-            _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # those that do not exist, or that we may not drop, we do not have
         header, data = struct.pack("Ii", 0x20080522, 0), struct.pack("IIIIII", 0, 0, 0, 0, 0, 0)
         if _LIBC.capset(ctypes.c_char_p(header), ctypes.c_char_p(data)):
             _fail("capset")
         _filter()
         environment = {"HOME": HOME, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         os.execve(sys.executable, [sys.executable, "-s", "-S", "-u", job["main"]], environment)
-    except BaseException as e:  # it must not go on as a copy of the first process
+    except BaseException as e:  # noqa: BLE001  it must not go on as a copy of the first process
         os.write(2, f"the program cannot start: {type(e).__name__}: {e}\n".encode())
         os._exit(127)
 

@@ -83,7 +83,7 @@ class ProgramRepair:
         return [Item(f.id, f.entry, self._broken(f), (Question(f.id, f.entry),)) for f in self._split(split)]
 
     def answers(self, split: Split) -> Mapping[str, tuple[str, ...]]:
-        return {f.id: (encode([c for c in cases(f)]),) for f in self._split(split)}
+        return {f.id: (encode(cases(f)),) for f in self._split(split)}
 
     def fingerprint(self, split: Split) -> str:
         return digest("program_repair", self._version, digest(self._index), self.sizes, self.seed, split)

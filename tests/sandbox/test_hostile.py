@@ -1,5 +1,7 @@
 """Hostile programs, run for real: each is contained, reported as data, and leaves nothing running and nothing written."""
 
+# ruff: noqa: E501  programs are text
+
 from __future__ import annotations
 
 import os
@@ -160,8 +162,8 @@ say(found)
 
 
 def test_installed_packages_are_hidden(sandbox: Sandbox) -> None:
-    code = "import glob; say([p for p in glob.glob('/**/*-packages/*', recursive=True)])"
-    assert run(sandbox, code, limits=Limits()).answer == []
+    code = "import sysconfig; say([os.listdir(p) for p in (sysconfig.get_path('purelib'), '/usr/lib/python3/dist-packages') if os.path.isdir(p)])"
+    assert not any(run(sandbox, code).answer)
 
 
 def test_nothing_is_written_outside(sandbox: Sandbox) -> None:

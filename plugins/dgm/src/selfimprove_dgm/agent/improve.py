@@ -8,7 +8,7 @@ import random
 
 import search
 
-GROUPS = ("examples", "budget", "operators")
+WISH = "Answer with one unified diff in a ```diff block."
 
 
 def proposal(job, config, send):
@@ -34,7 +34,7 @@ def written(text, send):
     """The diff that a model writes when it is shown this folder."""
     files = sorted(os.path.join(d, n)[2:] for d, _, names in os.walk(".") for n in names if n.endswith((".py", "config.json")))
     shown = "\n".join(f"=== {n}\n{open(n, encoding='utf-8').read()}" for n in files)
-    request = f"{text}\n\nThese are the files of the program that failed:\n\n{shown}\n\nImprove the program in general. Answer with one unified diff in a ```diff block."
+    request = f"{text}\n\nThese are the files of the program that failed:\n\n{shown}\n\nImprove the program in general. " + WISH
     reply = send({"call": "generate", "prompt": request}) or ""
     block = reply.split("```diff\n", 1)[-1].split("\n```", 1)[0] if "```diff" in reply else reply
     return block.rstrip("\n") + "\n" if block.strip() else ""
