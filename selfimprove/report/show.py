@@ -17,6 +17,7 @@ from selfimprove.journal import lineage_digest
 from selfimprove.ledger import UNITS
 from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
+from selfimprove.report.lineage import chain
 from selfimprove.report.read import History, described, history, judged, scored
 from selfimprove.report.rewards import rewards_table
 from selfimprove.report.safe import safe
@@ -45,6 +46,18 @@ def render_run(folder: Path, console: Console) -> None:
     if any(m.startswith(ARM) for e in run.evaluations().values() for m in e.metrics):
         console.print()
         console.print(closing_table(folder))
+
+
+def render_chain(run: History, candidate: Candidate, console: Console) -> None:
+    """Print the edits that led from the root to a candidate, oldest first, each with what its candidate scored."""
+    steps = chain(run.lineage, candidate.id)
+    console.print(Text(f"{len(steps)} edits led from the root {_short(run.lineage.root.id)} to {_short(candidate.id)}"))
+    for number, (name, edit) in enumerate(steps, 1):
+        score = run.lineage.score(name)
+        console.print(Text(f"\n{number}. {_short(name)}, round {run.lineage.round_of(name) + 1}, score {_number(score)}", style="bold"))
+        if why := getattr(edit.payload, "diagnosis", ""):
+            console.print(safe(why, CHARACTERS))
+        console.print(safe(described(edit)))
 
 
 def rounds_table(run: History) -> RenderableType:

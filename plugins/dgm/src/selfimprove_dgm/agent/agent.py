@@ -1,7 +1,11 @@
-"""The entry: repairs the functions that it is given, or proposes a change of itself."""
+"""The entry: repairs the functions that it is given, or proposes a change of itself.
+
+By hand: `python agent.py FILE.py FUNCTION` prints the file with the function repaired.
+"""
 
 import json
 import os
+import sys
 
 import improve
 import search
@@ -21,10 +25,14 @@ def send(message):
 
 
 def main():
-    with open("input.json", encoding="utf-8") as f:
-        job = json.load(f)
     with open("config.json", encoding="utf-8") as f:
         config = json.load(f)
+    if len(sys.argv) == 3:
+        with open(sys.argv[1], encoding="utf-8") as f:
+            sys.stdout.write(search.repair(f.read(), sys.argv[2], config).source + "\n")
+        return
+    with open("input.json", encoding="utf-8") as f:
+        job = json.load(f)
     if job["mode"] == "improve":
         send({"call": "answer", "value": improve.proposal(job, config, send)})
         return
