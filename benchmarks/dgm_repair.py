@@ -3,11 +3,11 @@
     python benchmarks/dgm_repair.py --seeds 0 1 2
     python benchmarks/dgm_repair.py --arms dgm greedy --children 20 --minutes 8
 
-Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent and
-for the best one: the agent with the highest (solved + 1) / (measured + 2) on the training functions, so that one lucky task does not make an agent the best.
-With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets the embedded model weigh them.
-Intervals are 95 % bootstraps over sealed functions, those of all seeds together; differences are paired by seed and function. The result is
-benchmarks/results/dgm_repair.json and .svg; run folders stay under --work.
+Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent
+and for the best one: the agent with the highest (solved + 1) / (measured + 2) on the training functions, so that one lucky task does not make
+an agent the best. With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets
+the embedded model weigh them. Intervals are 95 % bootstraps over sealed functions, those of all seeds together; differences are paired by seed
+and function. The result is benchmarks/results/dgm_repair.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def curve(folder: Path) -> list[list[float]]:
-    """After each round: evaluations of single functions, processor seconds in the sandbox, and the best agent's share of solved training functions."""
+    """After each round: evaluations of single functions, processor seconds in the sandbox, the best agent's share of training functions."""
     lineage, _, _ = journal.read(folder / "journal.jsonl")
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
     points, evaluations, view = [], 0, Lineage(lineage.root)

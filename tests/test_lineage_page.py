@@ -29,7 +29,7 @@ def grown(count: int, text: str = "x") -> Lineage:
         known = list(lineage)
         parents = [known[(7 * lineage.size + i) % len(known)] for i in range(2)]
         trials = [Trial(Edit((p.id,), Patch(text, diagnosis="why")), p.derive(lineage.size, i)) for i, p in enumerate(parents)]
-        scores = [(t.candidate.id, Evaluation((lineage.size % 10) / 10, per_item={"a": float(lineage.size % 2), "b": 0.5})) for t in trials]
+        scores = [(t.candidate.id, Evaluation((lineage.size % 10) / 10, per_item={"a": float(len(lineage) % 2), "b": 0.5})) for t in trials]
         lineage = lineage + Round(
             tuple(p.id for p in parents), tuple(trials), tuple(e for _, e in scores), tuple(t.candidate for t in trials), tuple(scores)
         )

@@ -15,8 +15,10 @@ from selfimprove.cli import main
 from selfimprove.code import CodeStore, diff
 from selfimprove.compose import Staged
 from selfimprove.errors import ConfigError
+from selfimprove.evaluators import RewardIsScore
 from selfimprove.graders import Exact
 from selfimprove.guards import Rounds
+from selfimprove.hooks import hookimpl
 from selfimprove.journal import lineage_digest
 from selfimprove.payloads import Patch
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
@@ -25,6 +27,7 @@ from selfimprove.session import Parts, Session
 from selfimprove.task import Item
 from selfimprove.tasks.program_repair import ProgramRepair
 from selfimprove.testing import EditorContract, EvaluatorContract, RewarderContract, ScriptedEngine, SelectorContract, TaskContract
+from selfimprove.testing.toys import NoopRewarder
 from selfimprove_dgm import Believed, CladeThompson, ExpandOrEvaluate, Islands, Repairs, Repeated, Runs, SelfEdit, SigmoidNovelty, Uniform, grade
 from selfimprove_dgm.genome import donors, failed_items, initial
 
@@ -83,8 +86,24 @@ class TestEvaluator(_Here, EvaluatorContract):
         return Believed()
 
 
-class _Selects(_Here, SelectorContract):
-    pass
+class _Still(SelfEdit):
+    """Proposes nothing that works, so that a selector is tested without a sandbox."""
+
+    @hookimpl
+    def propose(self, parents: Sequence[Candidate]) -> Sequence[Edit]:  # type: ignore[override]
+        return [Edit((p.id,), Patch("")) for p in parents]
+
+
+class _Selects(SelectorContract):
+    def make_session(self, folder: Path) -> Session:
+        return session(folder, 2, selector=self.make_plugin(), editor=_Still(), rewarder=NoopRewarder(), evaluator=RewardIsScore())
+
+    def make_lineage(self, session: Session) -> Lineage:
+        lineage = Lineage(session.lineage.root)
+        for i, score in enumerate((0.2, 0.8, None, 0.5)):
+            child = lineage.latest.derive("contract", i)
+            lineage = lineage + Round((lineage.latest.id,), children=(child,), scores=() if score is None else ((child.id, Evaluation(score)),))
+        return lineage
 
 
 class TestSigmoidNovelty(_Selects):
@@ -107,13 +126,6 @@ class TestGreedy(_Selects):
 class TestIslands(_Selects):
     def make_plugin(self) -> Any:
         return Islands(2, 2, 1)
-
-    def make_lineage(self, session: Session) -> Lineage:
-        lineage = Lineage(session.lineage.root)
-        for i, score in enumerate((0.2, 0.8, None, 0.5)):
-            child = lineage.latest.derive("contract", i)
-            lineage = lineage + Round((lineage.latest.id,), children=(child,), scores=() if score is None else ((child.id, Evaluation(score)),))
-        return lineage
 
 
 class TestCladeThompson(_Selects):

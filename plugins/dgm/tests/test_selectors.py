@@ -86,6 +86,7 @@ def test_an_agent_that_cannot_be_read_has_a_cell(tree: dict[str, str]) -> None:
     assert cell(tree) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_agents_are_no_burden() -> None:
     def archive_of(count: int) -> tuple[Archive, int]:
         rounds = [[(r * 1000 + i, (r + i) % 5) for i in range(1000)] for r in range(count // 1000)]
