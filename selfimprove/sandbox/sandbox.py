@@ -112,7 +112,8 @@ class _Session:
     def __init__(self, how: Isolation, program: Program, handler: Handler, limits: Limits) -> None:
         self.handler, self.limits = handler, limits
         self._status: Status | None = None
-        self._ready, self._exit, self._cpu = False, None, 0.0
+        self._ready, self._cpu = False, 0.0
+        self._exit: int | None = None
         self._answer: Any = None
         self._requests = self._refused = 0
         self._texts: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}

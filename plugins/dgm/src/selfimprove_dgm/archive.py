@@ -37,16 +37,19 @@ class Archive:
 
     def column(self, name: str) -> NDArray[Any]:
         """(N,)"""
-        return self._columns[name][: len(self.ids)]
+        column: NDArray[Any] = self._columns[name][: len(self.ids)]
+        return column
 
     @property
     def score(self) -> NDArray[Any]:
         """(N,)"""
         weight = self.column("weight")
-        return np.divide(self.column("total"), weight, out=np.full(len(weight), np.nan), where=weight > 0)
+        score: NDArray[Any] = np.divide(self.column("total"), weight, out=np.full(len(weight), np.nan), where=weight > 0)
+        return score
 
     def _start(self, root: str | None) -> None:
-        self._root, self._rounds, self._last = root, 0, None
+        self._root, self._rounds = root, 0
+        self._last: Round | None = None
         self.ids: list[str] = []
         self.place: dict[str, int] = {}
         self.parent: list[int] = []
@@ -80,4 +83,4 @@ class Archive:
                 self._columns["clade_lost"][at] += len(evaluation.per_item) - won
                 at = self.parent[at]
         self._rounds += 1
-        self._last = new  # type: ignore[assignment]
+        self._last = new

@@ -144,12 +144,12 @@ class Islands:
     def _elites(self, archive: Archive, home: Sequence[int], lineage: Lineage, store: CodeStore) -> list[list[int]]:
         best: list[dict[tuple[int, int], int]] = [{} for _ in range(self.islands)]
         score = archive.score
-        for i in np.flatnonzero(np.isfinite(score)):
+        for i in np.flatnonzero(np.isfinite(score)).tolist():
             cell = self._cell(lineage[archive.ids[i]], store)
             for island in range(self.islands) if home[i] < 0 else (home[i],):
                 rival = best[island].get(cell)
                 if rival is None or score[i] > score[rival]:
-                    best[island][cell] = int(i)
+                    best[island][cell] = i
         return [list(cells.values()) for cells in best]
 
     def _cell(self, candidate: Candidate, store: CodeStore) -> tuple[int, int]:
