@@ -18,8 +18,8 @@ from selfimprove.hooks import ROLES
 from selfimprove.ledger import UNITS, Ledger
 from selfimprove.models import Document, Generate, Lora, Models, Score, Train
 from selfimprove.run import Run
-from selfimprove.session import Parts
 from selfimprove.sandbox import Sandboxes
+from selfimprove.session import Parts
 from selfimprove.task import TaskView
 
 ROWS = 8
