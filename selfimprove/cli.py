@@ -109,12 +109,21 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Rounds, edits, ledger and lineage of a run."""
+    """Rounds, edits, ledger and lineage of a run; or one candidate's edits, from the first on; or the lineage as a page."""
     from rich.console import Console
 
-    from selfimprove.report import render_run
+    from selfimprove import runfolder
+    from selfimprove.report import history, lineage_page, render_chain, render_run
+    from selfimprove.storage import write_bytes
 
-    render_run(arguments.run, Console())
+    if arguments.html:
+        write_bytes(arguments.html, lineage_page(history(arguments.run)).encode())
+        print(f"the lineage is in {arguments.html}; open it in a browser")
+    elif arguments.candidate:
+        run_ = history(arguments.run)
+        render_chain(run_, runfolder.candidate(run_.lineage, arguments.candidate), Console())
+    else:
+        render_run(arguments.run, Console())
     return 0
 
 
@@ -224,10 +233,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """A candidate's weights, for peft or transformers."""
+    """A candidate's weights, for peft or transformers; of a candidate that has code, its code."""
     from selfimprove import runfolder
+    from selfimprove.code import CodeStore
     from selfimprove.export import export as write
+    from selfimprove.export import export_code
+    from selfimprove.report import history
 
+    written = runfolder.candidate(history(arguments.run).lineage, arguments.candidate)
+    if "code" in written.parts and not (arguments.merged or arguments.adapter):
+        export_code(CodeStore(arguments.run).get(written.parts["code"]), arguments.destination)
+        print(f"the code of candidate {written.id[:12]} is in {arguments.destination}; nobody has read it, so run it in a sandbox")
+        return 0
     _, session = runfolder.opened(arguments.run, only_measure=True, trust_env=arguments.trust_env)
     try:
         chosen = runfolder.candidate(session.lineage, arguments.candidate)
@@ -346,6 +363,7 @@ _ORDER = (
     "model",
     "engine",
     "grader",
+    "sandbox",
     "guard",
     "observer",
     "middleware",
@@ -406,7 +424,10 @@ def _parser() -> argparse.ArgumentParser:
     add_run(add("resume", resume, "go on with a run"))
     p = add("list", catalogue, "what is installed: strategies, roles, tasks, models …")
     p.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
-    add_run(add("show", show, "rounds, best and worst edits, ledger and lineage of a run"), opens=False)
+    p = add("show", show, "rounds, best and worst edits, ledger and lineage of a run")
+    add_run(p, opens=False)
+    p.add_argument("candidate", nargs="?", metavar="CANDIDATE", help="root, latest, best or the beginning of an id: the edits that led to it")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write the lineage as one page for a browser")
     p = add("plan", plan, "measure speed on a few batches and print what a run would cost; starts nothing")
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for run")
     p = add("bench", bench, "compare strategies at one budget, with null arms, statistics and a report")
@@ -433,7 +454,7 @@ def _parser() -> argparse.ArgumentParser:
     p = add("eval", evaluate, "measure a run's sealed test, once")
     add_run(p)
     p.add_argument("--unfinished", action="store_true", help="also where no guard has stopped the run; it cannot be resumed afterwards")
-    p = add("export", export, "write a candidate for peft or transformers")
+    p = add("export", export, "write a candidate for peft or transformers, or its code")
     add_run(p)
     p.add_argument("candidate", metavar="CANDIDATE", help="root, latest, best or the beginning of an id")
     p.add_argument("destination", type=Path, metavar="DIR", help="a folder that is new or empty")

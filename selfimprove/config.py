@@ -37,7 +37,7 @@ from selfimprove.hooks import ROLES
 if TYPE_CHECKING:
     from selfimprove.session import Parts
 
-SINGLE = ("strategy", *ROLES, "task", "model", "engine", "grader")
+SINGLE = ("strategy", *ROLES, "task", "model", "engine", "grader", "sandbox")
 """Config groups of which a run takes one option."""
 SEVERAL = ("guard", "observer", "middleware")
 """Config groups of which a run takes any number: ``guard=[rounds,budget]``."""
@@ -206,6 +206,7 @@ def build(config: Config, only_measure: bool = False) -> Parts:
         task=_one("task", values, found, required=True),
         grader=_one("grader", values, found, required=True),
         engine=_one("engine", values, found, required=True),
+        sandbox=_one("sandbox", values, found),
         observers=observers,
         middleware=middleware,
         retention=retention,

@@ -14,6 +14,7 @@ from typing import Literal
 
 from selfimprove import discovery
 from selfimprove.errors import UserError
+from selfimprove.sandbox import Sandbox
 
 REQUIRED = ("torch", "transformers", "peft", "pluggy", "hydra-core", "omegaconf", "numpy", "safetensors", "gguf", "rich", "openai")
 EXTRAS = {
@@ -58,6 +59,7 @@ def rows() -> Iterator[Row]:
     yield _memory()
     yield _accelerator()
     yield _cache()
+    yield _sandbox()
     yield _writable(Path.cwd())
     for name, use in EXTRAS.items():
         version = discovery.version_of(name)
@@ -133,6 +135,14 @@ def _accelerator() -> Row:
     except (ImportError, OSError, RuntimeError) as e:
         return Row("note", "accelerator", f"{type(e).__name__}: {e}", "pip install --force-reinstall torch")
     return Row("note", "accelerator", "none that torch can use", "with a GPU, install a torch built for it (README, 'With a GPU')")
+
+
+def _sandbox() -> Row:
+    try:
+        how = Sandbox("auto").isolation
+    except UserError as e:
+        return Row("note", "sandbox", f"{e}; for strategy=dgm", "apt-get install bubblewrap, and let users make namespaces")
+    return Row("ok", "sandbox", f"{how.tool} ({how.path})")
 
 
 def _cache() -> Row:

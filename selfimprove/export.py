@@ -66,6 +66,21 @@ def export(models: Models, candidate: Candidate, destination: Path, merged: bool
         raise storage_error(destination, e) from e
 
 
+def export_code(tree: Mapping[str, str], destination: Path) -> None:
+    """Write a candidate's code to a new folder.
+
+    Raises: ConfigError, where the destination is not empty; StorageError, where it cannot be written.
+    """
+    _check_free(destination)
+    try:
+        for name, text in tree.items():
+            path = destination / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise storage_error(destination, e) from e
+
+
 def model_card(folder: Path, candidate: Candidate, base: str, adapter: bool) -> str:
     """What made the candidate, as a model card: base model and licence, strategy, digests, versions, configuration."""
     config = _read(folder / "config.yaml")

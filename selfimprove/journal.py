@@ -12,7 +12,7 @@ from selfimprove import records
 from selfimprove.errors import ContractError, ResumeError
 from selfimprove.hooks import hookimpl
 from selfimprove.identity import canonical
-from selfimprove.ledger import Ledger
+from selfimprove.ledger import TIMED, Ledger
 from selfimprove.records import Candidate, Lineage, Round
 from selfimprove.run import Run
 from selfimprove.storage import append_line, read_lines
@@ -91,7 +91,7 @@ def lineage_digest(path: Path) -> str:
     for text in read_lines(path):
         line = json.loads(text)
         ledger = line.pop(_TIMED, {})
-        line["spent"] = {k: v for k, v in ledger.get("totals", {}).items() if k != "seconds"}
+        line["spent"] = {k: v for k, v in ledger.get("totals", {}).items() if k not in TIMED}
         whole.update(canonical(line).encode(errors="surrogatepass") + b"\n")
     return whole.hexdigest()[:32]
 

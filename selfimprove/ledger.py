@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-UNITS = ("generated_tokens", "scored_tokens", "trained_tokens", "flops", "labels", "evaluations", "seconds")
+UNITS = ("generated_tokens", "scored_tokens", "trained_tokens", "flops", "labels", "evaluations", "cpu_seconds", "seconds")
 """Tokens exclude padding. `flops` are nominal: computed from the model's size and the tokens, cached or not.
-`labels` counts distinct questions whose answer was read. `seconds` is wall clock, and the only unit that two equal
-runs differ in."""
+`labels` counts distinct questions whose answer was read. `cpu_seconds` are those of programs in the sandbox, `seconds` is wall clock:
+the only units that two equal runs differ in."""
+TIMED = ("cpu_seconds", "seconds")
 
 
 class Ledger:

@@ -79,6 +79,22 @@ class Text:
     """The fields that say what was written, as opposed to what was asked."""
 
 
+@payload("patch")
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A change of a candidate's own code, as a unified diff, and why it was made."""
+
+    text: str
+    """The diff; empty where none was made."""
+    item: str = ""
+    """The id of the failed task item that was looked at."""
+    diagnosis: str = ""
+    name: str = ""
+    """What the change is called, where it has a name."""
+    author: str = ""
+    """The id of the candidate whose code wrote it; that of the parent, except where self-modification is switched off."""
+
+
 @payload("rollout")
 @dataclass(frozen=True, slots=True)
 class Rollout(Text):

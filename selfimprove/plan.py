@@ -18,6 +18,7 @@ from selfimprove.hooks import ROLES
 from selfimprove.ledger import UNITS, Ledger
 from selfimprove.models import Document, Generate, Lora, Models, Score, Train
 from selfimprove.run import Run
+from selfimprove.sandbox import Sandboxes
 from selfimprove.session import Parts
 from selfimprove.task import TaskView
 
@@ -34,7 +35,16 @@ def planned(config: Config) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="selfimprove-plan-") as scratch:
         ledger = Ledger()
         models = Models(parts.engine, Path(scratch), ledger)
-        run = Run(Path(scratch), parts.seed, TaskView(parts.task, ledger), models, parts.grader, ledger, parts.roles)
+        run = Run(
+            Path(scratch),
+            parts.seed,
+            TaskView(parts.task, ledger),
+            models,
+            parts.grader,
+            ledger,
+            Sandboxes(parts.sandbox, Path(scratch), ledger),
+            parts.roles,
+        )
         yield f"strategy {config.strategy}, seed {config.seed}"
         for role in ROLES:
             yield f"  {role:<10} {type(parts.roles[role]).__name__ if role in parts.roles else 'default'}"

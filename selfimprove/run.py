@@ -17,6 +17,7 @@ from selfimprove.ledger import Ledger
 if TYPE_CHECKING:
     from selfimprove.graders import Grader
     from selfimprove.models import Models
+    from selfimprove.sandbox import Sandboxes
     from selfimprove.task import TaskView
 
 
@@ -33,6 +34,8 @@ class Run:
     grader: Grader
     """Whether an answer is right."""
     ledger: Ledger
+    sandbox: Sandboxes
+    """Runs code that nobody has read; refuses to, where the run has no sandbox."""
     roles: Mapping[str, Any] = field(default_factory=dict)
     """The plugin that fills each role, for a role that needs another."""
     notify: Callable[[str, int, int], None] = lambda stage, done, total: None

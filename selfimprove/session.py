@@ -23,6 +23,7 @@ from selfimprove.models import Engine, Models
 from selfimprove.records import Candidate, Lineage
 from selfimprove.retention import Retention
 from selfimprove.run import Run
+from selfimprove.sandbox import Sandbox, Sandboxes
 from selfimprove.storage import read_lines, storage_error, write_json
 from selfimprove.task import SPLITS, Split, Task, TaskView
 
@@ -37,6 +38,7 @@ class Parts:
     grader: Grader
     observers: Sequence[Any] = ()
     middleware: Sequence[Any] = ()
+    sandbox: Sandbox | None = None
     retention: Retention = dataclasses.field(default_factory=Retention)
     seed: int = 0
 
@@ -74,6 +76,7 @@ class Session:
             models=models,
             grader=parts.grader,
             ledger=ledger,
+            sandbox=Sandboxes(parts.sandbox, folder, ledger),
             roles=parts.roles,
         )
         self.run.notify = lambda stage, done, total: self.hook.progress(stage=stage, done=done, total=total, run=self.run)

@@ -20,6 +20,7 @@ from selfimprove.ledger import UNITS
 from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
 from selfimprove.report.forgetting import forgetting_table
+from selfimprove.report.lineage import chain
 from selfimprove.report.read import History, described, history, judged, scored
 from selfimprove.report.rewards import rewards_table
 from selfimprove.report.safe import safe
@@ -68,6 +69,18 @@ def _identity(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "identity.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def render_chain(run: History, candidate: Candidate, console: Console) -> None:
+    """Print the edits that led from the root to a candidate, oldest first, each with what its candidate scored."""
+    steps = chain(run.lineage, candidate.id)
+    console.print(Text(f"{len(steps)} edits led from the root {_short(run.lineage.root.id)} to {_short(candidate.id)}"))
+    for number, (name, edit) in enumerate(steps, 1):
+        score = run.lineage.score(name)
+        console.print(Text(f"\n{number}. {_short(name)}, round {run.lineage.round_of(name) + 1}, score {_number(score)}", style="bold"))
+        if why := getattr(edit.payload, "diagnosis", ""):
+            console.print(safe(why, CHARACTERS))
+        console.print(safe(described(edit)))
 
 
 def rounds_table(run: History) -> RenderableType:

@@ -21,7 +21,7 @@ from typing import Any
 from selfimprove import identity, payloads, records
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
-from selfimprove.ledger import Ledger
+from selfimprove.ledger import TIMED, Ledger
 from selfimprove.models import Document, Engine, Generate, Interpolate, Likelihood, Lora, Models, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
@@ -469,4 +469,4 @@ def _json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _spent(ledger: Ledger) -> dict[str, float]:
-    return {unit: amount for unit, amount in ledger.totals.items() if unit != "seconds"}
+    return {unit: amount for unit, amount in ledger.totals.items() if unit not in TIMED}

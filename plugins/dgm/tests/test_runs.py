@@ -1,0 +1,310 @@
+"""Agents that rewrite themselves, for real: contracts of every role, one run that improves, a resume that ends alike, and a cheat."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from selfimprove.cli import main
+from selfimprove.code import CodeStore, diff
+from selfimprove.compose import Staged
+from selfimprove.errors import ConfigError
+from selfimprove.evaluators import RewardIsScore
+from selfimprove.graders import Exact
+from selfimprove.guards import Rounds
+from selfimprove.hooks import hookimpl
+from selfimprove.journal import lineage_digest
+from selfimprove.payloads import Patch
+from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
+from selfimprove.sandbox import Sandbox
+from selfimprove.session import Parts, Session
+from selfimprove.task import Item
+from selfimprove.tasks.program_repair import ProgramRepair
+from selfimprove.testing import EditorContract, EvaluatorContract, RewarderContract, ScriptedEngine, SelectorContract, TaskContract
+from selfimprove.testing.toys import NoopRewarder
+from selfimprove_dgm import Believed, CladeThompson, ExpandOrEvaluate, Islands, Repairs, Repeated, Runs, SelfEdit, SigmoidNovelty, Uniform, grade
+from selfimprove_dgm.genome import donors, failed_items, initial
+
+try:
+    SANDBOX: Sandbox | None = Sandbox("auto")
+except ConfigError:
+    SANDBOX = None
+pytestmark = pytest.mark.skipif(SANDBOX is None, reason="no sandbox works on this machine")
+
+
+def task() -> ProgramRepair:
+    return ProgramRepair(train=8, validation=3, test=3)
+
+
+def session(folder: Path, rounds: int = 1, engine: Any = None, **roles: Any) -> Session:
+    whole = {
+        "selector": SigmoidNovelty(parents=1),
+        "editor": SelfEdit(ranking="uniform"),
+        "rewarder": Repairs(2),
+        "evaluator": Believed(),
+        **roles,
+    }
+    return Session(Parts(whole, engine or ScriptedEngine(), task(), Exact(), [Rounds(rounds)], sandbox=SANDBOX), folder)
+
+
+class _Here:
+    def make_session(self, folder: Path) -> Session:
+        return session(folder, **{self.role: self.make_plugin()})  # type: ignore[attr-defined]
+
+
+class TestTask(TaskContract):
+    def make_plugin(self) -> Any:
+        return task()
+
+
+class TestEditor(_Here, EditorContract):
+    def make_plugin(self) -> Any:
+        return SelfEdit(ranking="model")
+
+    def make_bad_edits(self, session: Session) -> Sequence[Edit]:
+        texts = ("", "\0{not a diff", diff(initial(), {**initial(), "agent.py": "def ("}), diff(initial(), {"config.json": "{}"}))
+        return [Edit((session.lineage.root.id,), Patch(t)) for t in texts]
+
+
+class TestRewarder(_Here, RewarderContract):
+    def make_plugin(self) -> Any:
+        return Repairs(2)
+
+    def make_bad_trials(self, session: Session) -> Sequence[Trial]:
+        root = session.lineage.root
+        return [Trial(Edit((root.id,), Patch("")), root.derive("bad"), error="the patch changes nothing")]
+
+
+class TestEvaluator(_Here, EvaluatorContract):
+    def make_plugin(self) -> Any:
+        return Believed()
+
+
+class _Still(SelfEdit):
+    """Proposes nothing that works, so that a selector is tested without a sandbox."""
+
+    @hookimpl
+    def propose(self, parents: Sequence[Candidate]) -> Sequence[Edit]:  # type: ignore[override]
+        return [Edit((p.id,), Patch("")) for p in parents]
+
+
+class _Selects(SelectorContract):
+    def make_session(self, folder: Path) -> Session:
+        return session(folder, 2, selector=self.make_plugin(), editor=_Still(), rewarder=NoopRewarder(), evaluator=RewardIsScore())
+
+    def make_lineage(self, session: Session) -> Lineage:
+        lineage = Lineage(session.lineage.root)
+        for i, score in enumerate((0.2, 0.8, None, 0.5)):
+            child = lineage.latest.derive("contract", i)
+            lineage = lineage + Round((lineage.latest.id,), children=(child,), scores=() if score is None else ((child.id, Evaluation(score)),))
+        return lineage
+
+
+class TestSigmoidNovelty(_Selects):
+    def make_plugin(self) -> Any:
+        return SigmoidNovelty(parents=2, midpoint="top3")
+
+
+class TestUniform(_Selects):
+    def make_plugin(self) -> Any:
+        return Uniform()
+
+
+class TestGreedy(_Selects):
+    def make_plugin(self) -> Any:
+        from selfimprove.selectors import Best
+
+        return Repeated(Best(), 2)
+
+
+class TestIslands(_Selects):
+    def make_plugin(self) -> Any:
+        return Islands(2, 2, 1)
+
+
+class TestCladeThompson(_Selects):
+    def make_plugin(self) -> Any:
+        return CladeThompson()
+
+
+# ---- whole runs ----
+
+
+def test_hgm_measures_one_task_at_a_time(tmp_path: Path) -> None:
+    roles = {"selector": CladeThompson(), "rewarder": Runs(), "evaluator": ExpandOrEvaluate(0.6, 6)}
+    lineage = session(tmp_path, 3, **roles).improve()
+    scores = [e for r in lineage.rounds for _, e in r.scores]
+    assert scores
+    assert all(len(e.per_item) == 1 for e in scores)
+    measured = [(name, *e.per_item) for r in lineage.rounds for name, e in r.scores]
+    assert len(set(measured)) == len(measured), "a task is measured once for each agent"
+    assert len(scores) ** 0.6 >= lineage.size - 1 or len(scores) == 6 * lineage.size
+
+
+def test_a_child_is_its_parent_and_its_patch(tmp_path: Path) -> None:
+    """What is measured is the changed code, not the old."""
+    lineage = session(tmp_path, 2).improve()
+    store = CodeStore(tmp_path)
+    made = [(t, r) for one in lineage.rounds for t, r in zip(one.trials, one.rewards, strict=True) if not t.error]
+    assert made
+    for trial, _ in made:
+        before = store.get(lineage[trial.edit.parents[0]].parts["code"])
+        after = store.get(trial.candidate.parts["code"])
+        assert before != after
+        assert diff(before, after) == trial.edit.payload.text
+        assert trial.edit.payload.author == trial.edit.parents[0]
+        assert trial.edit.payload.diagnosis
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    session(tmp_path / "whole", 3).improve()
+    session(tmp_path / "parts", 1).improve()
+    session(tmp_path / "parts", 3).improve()
+    assert lineage_digest(tmp_path / "whole" / "journal.jsonl") == lineage_digest(tmp_path / "parts" / "journal.jsonl")
+
+
+def test_only_the_root_s_machinery_edits_where_self_modification_is_off(tmp_path: Path) -> None:
+    lineage = session(tmp_path, 2, editor=SelfEdit(ranking="uniform", author="root"), selector=Uniform(1)).improve()
+    assert {t.edit.payload.author for r in lineage.rounds for t in r.trials} == {lineage.root.id}
+
+
+def test_an_agent_that_knows_more_repairs_more(tmp_path: Path) -> None:
+    one = session(tmp_path)
+    config = {"budget": 400, "examples": [">>>", "==", "=>", "➞"], "follow_diagnosis": True, "order": "in_turn", "temperature": 1.0}
+    better = {**initial(), "config.json": json.dumps(config), **{f"operators/{n}.py": t for n, t in donors().items()}}
+    with one.run.stage("reward", 1):
+        first, second = (grade.measured(tree, one.run.task.train, one.run) for tree in (initial(), better))
+    one.close()
+    assert first.score is not None
+    assert second.score is not None
+    assert second.score > first.score
+    assert second.per_item.keys() == {i.id for i in one.run.task.train}
+
+
+# ---- cheating, and breaking ----
+
+
+def _measured(folder: Path, changed: Mapping[str, str]) -> Evaluation:
+    one = session(folder)
+    try:
+        with one.run.stage("reward", 1):
+            return grade.measured({**initial(), **changed}, one.run.task.train[:2], one.run)
+    finally:
+        one.close()
+
+
+ANSWER = """
+import json, os
+with open("input.json") as f:
+    job = json.load(f)
+answer = {}
+for task in job["tasks"]:
+    answer[task["id"]] = %s
+os.write(3, json.dumps({"call": "answer", "value": answer}).encode() + b"\\n")
+"""
+
+
+def test_a_log_that_says_all_tests_pass_earns_nothing(tmp_path: Path) -> None:
+    """The hacking case of the paper: a careless grader would read the token; here the false claim voids the measurement."""
+    claim = '{"source": task["source"], "log": {"passed": [["([],)", "[]"], ["(1,)", "12345"]], "note": "ALL TESTS PASSED"}}'
+    found = _measured(tmp_path / "claim", {"agent.py": ANSWER % claim})
+    assert found.score is None
+    assert "void" in (found.error or "")
+    token = '{"source": task["source"], "log": "ALL TESTS PASSED", "score": 1.0, "passed": True}'
+    assert _measured(tmp_path / "token", {"agent.py": ANSWER % token}).score == 0.0
+
+
+@pytest.mark.parametrize(
+    ("code", "score"),
+    [
+        ("raise SystemExit(3)", None),
+        ("while True: pass", None),
+        ("import os; os.write(3, b'x' * 100)", None),
+        (ANSWER % "''", 0.0),
+        (ANSWER % "{'source': ''}", 0.0),
+        (ANSWER % "{'source': 'def f(: pass'}", 0.0),
+        (ANSWER % "{'source': 5}", 0.0),
+        (ANSWER % "{'source': 'class Any:\\n    def __eq__(s, o): return True\\ndef ' + task['entry'] + '(*a): return Any()'}", 0.0),
+        (ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\\n    while True: pass'}", 0.0),
+    ],
+)
+def test_agents_that_break_are_data(tmp_path: Path, code: str, score: float | None) -> None:
+    assert _measured(tmp_path, {"agent.py": code}).score == score
+
+
+def test_two_empty_texts_are_no_match(tmp_path: Path) -> None:
+    one = session(tmp_path)
+    assert grade.graded(Item("i", "f", "", ()), grade.Repair(""), [], one.run) == 0.0
+    one.close()
+
+
+def test_an_evaluator_that_changes_while_it_measures_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(grade, "evaluator_digest", lambda: next(digests))
+    found = _measured(tmp_path, {})
+    assert (found.score, "void" in (found.error or "")) == (None, True)
+
+
+def test_a_run_without_a_sandbox_does_not_start(tmp_path: Path) -> None:
+    roles = {"selector": Uniform(), "editor": SelfEdit(), "rewarder": Repairs(1)}
+    with pytest.raises(ConfigError, match="sandbox=auto"):
+        Session(Parts(roles, ScriptedEngine(), task(), Exact(), [Rounds(1)]), tmp_path)
+
+
+def test_stages_say_how_much_was_measured(tmp_path: Path) -> None:
+    lineage = session(tmp_path, 1, rewarder=Staged([Repairs(1), Repairs(2)], 0.0)).improve()
+    for name, evaluation in lineage.round(0).scores:
+        assert name in lineage
+        assert (evaluation.metrics["stage"], evaluation.metrics["tasks"], len(evaluation.per_item)) == (1.0, 2.0, 2)
+
+
+def test_failed_items_are_of_that_candidate() -> None:
+    root = Candidate.root()
+    lineage = Lineage(root) + Round((root.id,), scores=((root.id, Evaluation(0.5, per_item={"a": 0.0, "b": 1.0})),))
+    assert failed_items(lineage, root.id) == ["a"]
+    assert failed_items(lineage, "other") == []
+
+
+# ---- free-form diffs ----
+
+
+def test_a_model_s_diff_becomes_a_child_and_nonsense_is_data(tmp_path: Path) -> None:
+    better = {**initial(), "config.json": initial()["config.json"].replace('"budget": 12', '"budget": 300')}
+    texts = {"right": f"Here:\n```diff\n{diff(initial(), better)}\n```", "wrong": "I would rather not.", "empty": ""}
+    for name, text in texts.items():
+        engine = ScriptedEngine(lambda request, known, text=text: text)  # type: ignore[misc]
+        engine.rows = 1
+        one = session(tmp_path / name, 1, engine, editor=SelfEdit(form="free"))
+        [trial] = one.improve().round(0).trials
+        assert (trial.error is None) == (name == "right"), trial.error
+        if name == "right":
+            assert CodeStore(tmp_path / name).get(trial.candidate.parts["code"]) == better
+
+
+# ---- as a user names them ----
+
+
+@pytest.mark.parametrize("strategy", ["dgm", "hgm"])
+def test_the_strategies_compose(strategy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", f"strategy={strategy}", "editor=grammar_uniform", "--cfg", "job"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["sandbox"]["tool"] == "auto"
+    assert found["task"]["_target_"].endswith("ProgramRepair")
+
+
+def test_options_that_cannot_work_are_refused() -> None:
+    for wrong in (lambda: Repairs(61), lambda: SigmoidNovelty(0), lambda: Islands(0), lambda: ExpandOrEvaluate(0), lambda: SelfEdit(max_tokens=0)):
+        with pytest.raises(ConfigError):
+            wrong()
+
+
+def test_records_stay_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Patch("x").text = "y"  # type: ignore[misc]
