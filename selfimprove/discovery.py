@@ -29,6 +29,10 @@ from selfimprove.errors import ConfigError
 
 GROUP = "selfimprove.conf"
 CORE = "selfimprove"
+VERSIONS = "selfimprove.api"
+"""The group of the entry point that says which hooks a distribution is written for; a distribution without it means the first."""
+API = "v1"
+"""The version of the hooks; see `hooks`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Source:
     requires: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     """Top-level modules that the distribution says it installs."""
+    api: str = "v1"
+    """The version of the hooks that it is written for."""
 
     @cached_property
     def folder(self) -> Path | None:
@@ -66,8 +72,21 @@ class Source:
                 if group != "." or self.distribution != CORE:
                     yield Option("" if group == "." else group, path.stem, self, path)
 
+    def unknown_api(self) -> str | None:
+        """Why the hooks that it is written for are not those of this core, or None."""
+        if self.api == API:
+            return None
+        newer = self.api.removeprefix("v").isdecimal() and int(self.api.removeprefix("v")) > int(API.removeprefix("v"))
+        other = f"or a version of {self.distribution} for {API}"
+        remedy = (
+            f"upgrade selfimprove (`pip install --upgrade selfimprove`), {other}" if newer else f"install a selfimprove that has {self.api}, {other}"
+        )
+        return f"it is written for version {self.api} of the hooks, and selfimprove {version_of(CORE)} has {API}; {remedy}"
+
     def broken(self) -> str | None:
         """Why nothing of this distribution can work, or None."""
+        if (reason := self.unknown_api()) is not None:
+            return reason
         if self.folder is None:
             return f"its entry point names {self.package}, which is not there; install it again"
         for text in self.requires:
@@ -130,8 +149,9 @@ def sources() -> list[Source]:
             continue
         name = dist.metadata["Name"] or points[0].name
         modules = tuple((dist.read_text("top_level.txt") or "").split())
+        api = next((e.value for e in dist.entry_points if e.group == VERSIONS), "v1")
         for point in points:  # the first on the path is the one that Python imports
-            plugins.setdefault((name, point.value), Source(name, dist.version, point.value, tuple(dist.requires or ()), modules))
+            plugins.setdefault((name, point.value), Source(name, dist.version, point.value, tuple(dist.requires or ()), modules, api))
     return [core(), *sorted(plugins.values(), key=lambda s: (s.distribution, s.package))]
 
 
