@@ -232,10 +232,41 @@ def missing_target(target: str) -> str | None:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as e:
         return f"_target_ {target}: {spec.origin} cannot be read ({e})"
+    if (absent := missing_import(module)) is not None:
+        return f"_target_ {target}: {absent}"
     known = set(_bound(tree))
     if name in known or {"*", "__getattr__"} & known:
         return None
     return f"_target_ {target}: module {module} has no {name}{nearest(name, known)}"
+
+
+def missing_import(module: str, seen: set[str] | None = None) -> str | None:
+    """Which import of a module, or of those of its own distribution that it imports, leads nowhere; read from source text, or None."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return None
+    seen.add(module)
+    top, spec = module.partition(".")[0], find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as e:
+        return f"{spec.origin} cannot be read ({e})"
+    for node in tree.body:  # what stands in functions, in a `try` or under an `if` need not be there
+        match node:
+            case ast.Import(names=names):
+                wanted = [n.name for n in names]
+            case ast.ImportFrom(module=str(name), level=0):
+                wanted = [name]
+            case _:
+                continue
+        for name in wanted:
+            if find_spec(name if name.partition(".")[0] == top else name.partition(".")[0]) is None:
+                return f"module {module} imports {name}, which is not installed"
+            if name.partition(".")[0] == top and (deeper := missing_import(name, seen)) is not None:
+                return deeper
+    return None
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
