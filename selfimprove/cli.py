@@ -269,6 +269,34 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 1 if any(r.mark == "fail" for r in found) else 0
 
 
+def new(arguments: argparse.Namespace) -> int:
+    """A new plugin, as a package of its own."""
+    from selfimprove.scaffold import create
+
+    folder = create(arguments.name, [r.strip() for r in arguments.roles.split(",") if r.strip()], arguments.into)
+    print(f"{folder} is a plugin. Go on with:\n")
+    print(f"  pip install -e '{folder}[dev]'\n  pytest {folder}\n  selfimprove run strategy={arguments.name}")
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Whether an installed plugin keeps what its users may expect, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from selfimprove.check import rows
+
+    table, failed = Table("", "what", "seconds", "what it means", title=f"selfimprove check {arguments.package}"), 0
+    with Console(stderr=True).status("…") as status:
+        for row in rows(arguments.package, arguments.strategy, announce=lambda what: status.update(Text(clean(what)))):
+            failed += not row.passed
+            table.add_row("ok" if row.passed else "FAIL", Text(clean(row.what)), f"{row.seconds:.1f}", Text(clean(row.message)))
+    Console().print(table)
+    print(f"{failed} of {table.row_count} checks failed" if failed else f"all {table.row_count} checks passed")
+    return 1 if failed else 0
+
+
 def completion(arguments: argparse.Namespace) -> int:
     """The completion script of a shell."""
     from selfimprove.completion import script
@@ -462,6 +490,15 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--merged", action="store_true", help="whole weights, also where an adapter would do")
     form.add_argument("--adapter", action="store_true", help="an adapter, or an error where the candidate is not one")
     add("doctor", doctor, "check this machine and what is installed")
+    p = add("new", new, "write a plugin: a package whose tests pass and whose strategy runs")
+    p.add_argument("name", metavar="NAME", help="of the package, its options and its strategy; a Python name in lower-case letters")
+    p.add_argument(
+        "--roles", default="editor,rewarder", help="selector, editor, rewarder, updater, evaluator, middleware, observer (default: %(default)s)"
+    )
+    p.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="where the package's folder is made (default: here)")
+    p = add("check", check, "check an installed plugin: its options, its classes and the conformance of its strategies")
+    p.add_argument("package", metavar="PACKAGE", help="a distribution, as `selfimprove list` names it")
+    p.add_argument("--strategy", metavar="NAME", help="only this one of its strategies")
     p = add("completion", completion, 'shell completion: eval "$(selfimprove completion bash)"')
     p.add_argument("shell", choices=["bash", "zsh", "fish"])
     return parser

@@ -285,6 +285,8 @@ def located(target: Any, at: str, found: Sequence[Source]) -> type[Any]:
             f"{at} names {target}, which belongs to no installed plugin ({', '.join(s.distribution for s in found)}); "
             f"install the plugin that provides it, or choose another option"
         )
+    if (reason := owner.unknown_api()) is not None:
+        raise ConfigError(f"{at}: the plugin {owner.distribution} {owner.version} is refused: {reason}")
     module, _, name = target.rpartition(".")
     try:
         thing = getattr(importlib.import_module(module), name, None)

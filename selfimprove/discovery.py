@@ -29,6 +29,10 @@ from selfimprove.errors import ConfigError
 
 GROUP = "selfimprove.conf"
 CORE = "selfimprove"
+VERSIONS = "selfimprove.api"
+"""The group of the entry point that says which hooks a distribution is written for; a distribution without it means the first."""
+API = "v1"
+"""The version of the hooks; see `hooks`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Source:
     requires: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     """Top-level modules that the distribution says it installs."""
+    api: str = "v1"
+    """The version of the hooks that it is written for."""
 
     @cached_property
     def folder(self) -> Path | None:
@@ -66,8 +72,21 @@ class Source:
                 if group != "." or self.distribution != CORE:
                     yield Option("" if group == "." else group, path.stem, self, path)
 
+    def unknown_api(self) -> str | None:
+        """Why the hooks that it is written for are not those of this core, or None."""
+        if self.api == API:
+            return None
+        newer = self.api.removeprefix("v").isdecimal() and int(self.api.removeprefix("v")) > int(API.removeprefix("v"))
+        other = f"or a version of {self.distribution} for {API}"
+        remedy = (
+            f"upgrade selfimprove (`pip install --upgrade selfimprove`), {other}" if newer else f"install a selfimprove that has {self.api}, {other}"
+        )
+        return f"it is written for version {self.api} of the hooks, and selfimprove {version_of(CORE)} has {API}; {remedy}"
+
     def broken(self) -> str | None:
         """Why nothing of this distribution can work, or None."""
+        if (reason := self.unknown_api()) is not None:
+            return reason
         if self.folder is None:
             return f"its entry point names {self.package}, which is not there; install it again"
         for text in self.requires:
@@ -130,8 +149,9 @@ def sources() -> list[Source]:
             continue
         name = dist.metadata["Name"] or points[0].name
         modules = tuple((dist.read_text("top_level.txt") or "").split())
+        api = next((e.value for e in dist.entry_points if e.group == VERSIONS), "v1")
         for point in points:  # the first on the path is the one that Python imports
-            plugins.setdefault((name, point.value), Source(name, dist.version, point.value, tuple(dist.requires or ()), modules))
+            plugins.setdefault((name, point.value), Source(name, dist.version, point.value, tuple(dist.requires or ()), modules, api))
     return [core(), *sorted(plugins.values(), key=lambda s: (s.distribution, s.package))]
 
 
@@ -212,10 +232,41 @@ def missing_target(target: str) -> str | None:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as e:
         return f"_target_ {target}: {spec.origin} cannot be read ({e})"
+    if (absent := missing_import(module)) is not None:
+        return f"_target_ {target}: {absent}"
     known = set(_bound(tree))
     if name in known or {"*", "__getattr__"} & known:
         return None
     return f"_target_ {target}: module {module} has no {name}{nearest(name, known)}"
+
+
+def missing_import(module: str, seen: set[str] | None = None) -> str | None:
+    """Which import of a module, or of those of its own distribution that it imports, leads nowhere; read from source text, or None."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return None
+    seen.add(module)
+    top, spec = module.partition(".")[0], find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as e:
+        return f"{spec.origin} cannot be read ({e})"
+    for node in tree.body:  # what stands in functions, in a `try` or under an `if` need not be there
+        match node:
+            case ast.Import(names=names):
+                wanted = [n.name for n in names]
+            case ast.ImportFrom(module=str(name), level=0):
+                wanted = [name]
+            case _:
+                continue
+        for name in wanted:
+            if find_spec(name if name.partition(".")[0] == top else name.partition(".")[0]) is None:
+                return f"module {module} imports {name}, which is not installed"
+            if name.partition(".")[0] == top and (deeper := missing_import(name, seen)) is not None:
+                return deeper
+    return None
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ def rows() -> Iterator[Row]:
         reason = source.broken() or next((r for o in source.options() if (r := o.broken())), None)
         name = f"plugin {source.distribution}" if source.distribution != discovery.CORE else source.distribution
         yield Row("fail", name, reason, f"pip install --force-reinstall {source.distribution}") if reason else Row("ok", name, source.version)
+    yield from _plugin_imports()
     try:
         discovery.check_unique(o for s in discovery.sources() for o in s.options())
     except UserError as e:
@@ -81,6 +84,32 @@ def _import(name: str) -> Row:
     except (ImportError, OSError) as e:
         return Row("fail", f"import {name}", f"{type(e).__name__}: {e}", f"pip install --force-reinstall {name}")
     return Row("ok", f"import {name}", "works")
+
+
+def _plugin_imports() -> Iterator[Row]:
+    """A row for each plugin whose classes cannot be imported, found in a process of its own, as an import may do anything."""
+    modules: dict[str, str] = {}
+    for source in discovery.sources()[1:]:
+        if source.broken() is None:
+            good = [o for o in source.options() if o.broken() is None]
+            modules |= {t.rpartition(".")[0]: source.distribution for o in good for t in o.targets() if source.owns(t)}
+    done = subprocess.run([sys.executable, "-c", _IMPORT, *modules], capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        mark, module, reason = line.split(" ", 2) if line.count(" ") > 1 else ("", "", "")
+        if mark == _BROKEN and module in modules:
+            owner = modules[module]
+            yield Row("fail", f"plugin {owner}", f"{module} cannot be imported ({reason})", f"pip install --force-reinstall {owner}")
+
+
+_BROKEN = "selfimprove-broken"
+_IMPORT = f"""
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as e:
+        print("{_BROKEN}", name, type(e).__name__ + ":", " ".join(str(e).split()))
+"""
 
 
 def _embedded() -> Row:

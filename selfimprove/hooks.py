@@ -23,6 +23,10 @@ Attributes that a plugin may declare:
 * ``gives_credit``: True for a rewarder that gives a credit for every token or step (`Evaluation.credit`).
 * ``check_roles(roles)``: a method that raises `AdmissionError` where the other roles, by name, do not suit it; it is asked before anything starts.
 * ``expected(run)``: a method that `selfimprove plan` asks what a round costs: roughly, a mapping from units of the ledger.
+
+The hooks have a version, `API`, which a distribution names in its entry points (``[project.entry-points."selfimprove.api"]``,
+``hooks = "v1"``). A new hook, or a new argument of one, leaves it as it is: a plugin never has to name an argument. What takes something
+away or gives it another meaning raises it, after a release in which the old way still works and warns.
 """
 
 from __future__ import annotations
@@ -32,12 +36,15 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pluggy
 
+from selfimprove.discovery import API as API
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Trial
 
 if TYPE_CHECKING:
     from selfimprove.run import Run
 
 PROJECT = "selfimprove"
+DEPRECATED: dict[tuple[str, str], str] = {}
+"""What is asked for instead of an argument that is going to be taken away, by (hook, argument)."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -9,8 +9,9 @@ import pluggy
 
 from selfimprove.contracts import Contracts
 from selfimprove.defaults import Defaults
+from selfimprove.deprecation import deprecated
 from selfimprove.errors import AdmissionError
-from selfimprove.hooks import PROJECT, ROLES, Observer, Preparation, new_manager
+from selfimprove.hooks import DEPRECATED, PROJECT, ROLES, Observer, Preparation, new_manager
 
 OPTIONAL_ROLES = ("updater", "evaluator")
 
@@ -134,6 +135,9 @@ def _register(manager: pluggy.PluginManager, plugin: Any, name: str) -> None:
         raise AdmissionError(f"{_name(plugin)} ({name}) implements no hook; mark its methods with @selfimprove.hookimpl")
     if manager.is_registered(plugin):  # one object may fill several roles
         return
+    for (hook, argument), instead in DEPRECATED.items():
+        if hook in _implemented(plugin) and argument in pluggy._hooks.varnames(getattr(plugin, hook))[0]:
+            deprecated(f"the argument `{argument}` of `{hook}`, which {_name(plugin)} names,", instead)
     try:
         manager.register(plugin, name)
         manager.check_pending()

@@ -88,9 +88,14 @@ class Environment:
 
     def run(self, *command: str | Path, cwd: Path, expected: int = 0) -> str:
         clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+        clean["PYTHONDONTWRITEBYTECODE"] = "1"
         done = subprocess.run([str(c) for c in (self.bin / command[0], *command[1:])], cwd=cwd, env=clean, capture_output=True, text=True)
         assert done.returncode == expected, f"{command} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
+
+    def files(self) -> set[str]:
+        """What lies in it, without what Python compiles."""
+        return {str(p) for p in self.bin.parent.rglob("*") if "borrowed" not in p.parts and "__pycache__" not in p.parts}
 
     def pip(self, *arguments: str | Path) -> None:
         pip("--python", self.bin / "python", *arguments)
@@ -167,3 +172,80 @@ def test_a_strangers_plugin_from_wheel_to_run_and_away(wheels: tuple[Path, Path]
     assert "Best and worst" in fresh.run("selfimprove", "show", "run", cwd=tmp_path)  # a run stays readable without its plugin
     refused = fresh.run("selfimprove", "resume", "run", cwd=tmp_path, expected=2)
     assert "Traceback" not in refused
+
+
+def test_a_new_plugin_from_wheel_to_check_and_away(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+    """`selfimprove new` outside the tree: its wheel is installed, its tests pass, it is checked and run, and leaves nothing behind."""
+    fresh = Environment(tmp_path / "env")
+    fresh.pip("install", "--quiet", "--no-deps", wheels[0])
+    fresh.run("selfimprove", "new", "terse", "--roles", "editor,rewarder,middleware,observer", cwd=tmp_path)
+    built = wheel(tmp_path / "terse", tmp_path)
+    before = fresh.files()
+    fresh.pip("install", "--quiet", "--no-deps", built)
+    assert "terse" in fresh.run("selfimprove", "list", "strategy", cwd=tmp_path)
+    assert "passed" in fresh.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path / "terse", cwd=tmp_path)
+    assert "checks passed" in fresh.run("selfimprove", "check", "terse", cwd=tmp_path)
+    assert "stopped because" in fresh.run("selfimprove", "run", "strategy=terse", "run.folder=run", cwd=tmp_path)
+    assert len((tmp_path / "run" / "terse.jsonl").read_text().splitlines()) == 2
+    fresh.pip("uninstall", "--quiet", "--yes", "terse")
+    assert fresh.files() == before
+    assert "terse" not in fresh.run("selfimprove", "list", cwd=tmp_path)
+
+
+def variant(folder: Path, *changes: tuple[str, str, str]) -> Path:
+    """The stranger's plugin with (file, old, new) changes."""
+    for name, text in FILES.items():
+        for file, old, new in changes:
+            if file == name:
+                assert old in text
+                text = text.replace(old, new)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_plugins_that_cannot_work_are_named_and_everything_else_works(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+    fresh = Environment(tmp_path / "env")
+    fresh.pip("install", "--quiet", "--no-deps", *wheels)
+    toy = ("selfimprove", "run", "strategy=toy", "--cfg", "job")
+
+    # another distribution with the same option names
+    twin = variant(tmp_path / "twin", ("pyproject.toml", "somebody-brevity", "another-brevity"))
+    fresh.pip("install", "--quiet", "--no-deps", wheel(twin, tmp_path))
+    refused = fresh.run(*toy, cwd=tmp_path, expected=2)
+    assert "another-brevity" in refused
+    assert "somebody-brevity" in refused
+    assert "offered by" in fresh.run("selfimprove", "list", cwd=tmp_path)
+    fresh.pip("uninstall", "--quiet", "--yes", "another-brevity")
+    fresh.pip("install", "--quiet", "--no-deps", "--force-reinstall", wheels[1])
+    fresh.run(*toy, cwd=tmp_path)
+
+    # one whose import fails, and one for hooks that do not exist yet
+    package = next((tmp_path / "env").rglob("brevity/__init__.py"))
+    package.write_text("import nowhere_to_be_found\n" + package.read_text())
+    assert "nowhere_to_be_found" in fresh.run("selfimprove", "doctor", cwd=tmp_path, expected=1)
+    assert "BROKEN" in fresh.run("selfimprove", "list", cwd=tmp_path)
+    fresh.run(*toy, cwd=tmp_path)
+    later = variant(
+        tmp_path / "later",
+        ("pyproject.toml", "[tool.setuptools]", '[project.entry-points."selfimprove.api"]\nhooks = "v2"\n\n[tool.setuptools]'),
+    )
+    fresh.pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel(later, tmp_path))
+    refused = fresh.run("selfimprove", "run", "strategy=brevity", "run.folder=later", cwd=tmp_path, expected=2)
+    assert "version v2 of the hooks" in refused
+    assert "upgrade selfimprove" in refused
+    fresh.run(*toy, cwd=tmp_path)
+
+
+def test_a_plugin_of_today_runs_with_a_core_whose_hook_has_a_new_argument(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+    core = copied(["selfimprove", "conf", "pyproject.toml", "README.md", "LICENSE"], tmp_path / "core")
+    for file, old, new in (
+        ("hooks.py", "def reward(self, trials: Sequence[Trial], lineage: Lineage, run: Run)", "def reward(self, trials, lineage, run, deadline)"),
+        ("loop.py", "hook.reward(trials=trials, ", "hook.reward(deadline=1.0, trials=trials, "),
+    ):
+        text = (core / "selfimprove" / file).read_text()
+        assert old in text
+        (core / "selfimprove" / file).write_text(text.replace(old, new))
+    fresh = Environment(tmp_path / "env")
+    fresh.pip("install", "--quiet", "--no-deps", wheel(core, tmp_path), wheels[1])
+    assert "after round 2" in fresh.run("selfimprove", "run", "strategy=brevity", "run.folder=run", cwd=tmp_path)

@@ -11,11 +11,14 @@ def test_it_improves(tmp_path: Path) -> None:
     assert lineage.score(lineage.latest.id) > lineage.score(lineage.round(0).children[0].id)
 """
 
+from selfimprove.testing.conformance import StrategyConformance
 from selfimprove.testing.contracts import (
     EditorContract,
     EngineContract,
     EvaluatorContract,
     GraderContract,
+    MiddlewareContract,
+    ObserverContract,
     RewarderContract,
     SelectorContract,
     TaskContract,
@@ -44,13 +47,16 @@ __all__ = [
     "EvaluatorContract",
     "GraderContract",
     "LoopbackServer",
+    "MiddlewareContract",
     "NoopEditor",
     "NoopRewarder",
+    "ObserverContract",
     "RewarderContract",
     "Script",
     "ScriptedEngine",
     "ScriptedModel",
     "SelectorContract",
+    "StrategyConformance",
     "TaskContract",
     "ToyEditor",
     "ToyEvaluator",

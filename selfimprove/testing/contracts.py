@@ -21,12 +21,14 @@ from typing import Any
 from selfimprove import identity, payloads, records
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
+from selfimprove.journal import lineage_digest
 from selfimprove.ledger import TIMED, Ledger
 from selfimprove.models import Document, Engine, Generate, Interpolate, Likelihood, Lora, Models, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.session import Session
 from selfimprove.task import SPLITS, Task
+from selfimprove.testing.inspection import heavy_imports, unknown_arguments
 from selfimprove.testing.toys import toy_session
 
 
@@ -64,6 +66,14 @@ class _RoleContract:
         lineage = self.make_session(tmp_path / "run").improve()
         assert len(lineage) > 0, "the session ended without a round"
 
+    def test_names_only_known_arguments(self) -> None:
+        """Its hooks name arguments that they are given."""
+        assert not (strange := unknown_arguments(type(self.make_plugin()))), "; ".join(strange)
+
+    def test_importing_it_is_light(self) -> None:
+        """Importing its module brings no library that takes seconds: such imports belong into the functions that need them."""
+        assert not (heavy := heavy_imports([type(self.make_plugin()).__module__])), f"importing it brings {', '.join(heavy)}"
+
     def test_declares_payload_classes(self) -> None:
         plugin = self.make_plugin()
         for side in ("consumes", "produces"):
@@ -76,6 +86,45 @@ class _RoleContract:
         """The same plugins, task and seed make the same lineage, in another folder and from new instances."""
         first, second = (_encoded(self.make_session(tmp_path / name).improve()) for name in ("one", "two"))
         assert first == second, "two runs from equal beginnings differ: take randomness from run.rng(...), and keep no state in the plugin"
+
+
+class MiddlewareContract(_RoleContract):
+    """A wrapper keeps the contract of what it wraps, around whichever plugin, and leaves what it cannot judge as it is."""
+
+    role = "middleware"
+
+    def make_session(self, folder: Path) -> Session:
+        """A session with the wrapper around its roles."""
+        return toy_session(folder, middleware=[self.make_plugin()], **self.make_roles())
+
+    def test_what_could_not_be_measured_passes(self, tmp_path: Path) -> None:
+        """A trial without a score comes through a wrapper of `reward`, and an empty batch stays one."""
+        session = self.make_session(tmp_path)
+        root = session.lineage.root
+        bad = [Trial(Edit((root.id,), Text("")), root.derive("bad", 0))]
+        assert len(self.make_rewards(session, bad)) == 1
+        assert list(self.make_rewards(session, [])) == []
+
+
+class ObserverContract(_RoleContract):
+    """An observer changes nothing: the run that it watches is the run that nobody watches."""
+
+    role = "observer"
+
+    def make_session(self, folder: Path) -> Session:
+        """A session that it watches."""
+        return toy_session(folder, observers=[self.make_plugin()], **self.make_roles())
+
+    def test_it_changes_nothing(self, tmp_path: Path) -> None:
+        watched, alone = tmp_path / "watched", tmp_path / "alone"
+        self.make_session(watched).improve()
+        toy_session(alone, **self.make_roles()).improve()
+        assert lineage_digest(watched / "journal.jsonl") == lineage_digest(alone / "journal.jsonl"), "a run changes when it is watched"
+
+    def test_it_goes_on_after_a_resume(self, tmp_path: Path) -> None:
+        """A finished run is resumed, and its observer told so, without an error."""
+        self.make_session(tmp_path).improve()
+        self.make_session(tmp_path).improve()
 
 
 class SelectorContract(_RoleContract):

@@ -28,25 +28,28 @@ from selfimprove.session import Session
 Make = Callable[[Path], Session]
 
 
-def kill_points(make: Make, folder: Path) -> int:
-    """The number of instants at which `digest_after_kill` can kill this run; `folder` then holds the finished run."""
-    return _in_a_process(make, folder, None)[1]
+def kill_points(make: Make, folder: Path, hooks: bool = False) -> int:
+    """The number of instants at which `digest_after_kill` can kill this run; `folder` then holds the finished run.
+
+    With `hooks`, the instants are the beginnings of the hooks alone.
+    """
+    return _in_a_process(make, folder, None, hooks)[1]
 
 
-def digest_after_kill(make: Make, folder: Path, at: int) -> str:
+def digest_after_kill(make: Make, folder: Path, at: int, hooks: bool = False) -> str:
     """The lineage digest of a run that was killed at instant `at` and then resumed."""
-    died, _ = _in_a_process(make, folder, at)
+    died, _ = _in_a_process(make, folder, at, hooks)
     if not died:
         raise AssertionError(f"the run ended before instant {at}")
-    _in_a_process(make, folder, None)
+    _in_a_process(make, folder, None, hooks)
     return lineage_digest(folder / "journal.jsonl")
 
 
 class _Clock:
     """Counts instants; at the chosen one the process dies as by `kill -9`."""
 
-    def __init__(self, at: int | None) -> None:
-        self.at, self.count = at, 0
+    def __init__(self, at: int | None, hooks: bool) -> None:
+        self.at, self.hooks, self.count = at, hooks, 0
 
     def tick(self, before_dying: Callable[[], None] = lambda: None) -> None:
         if self.count == self.at:
@@ -55,15 +58,16 @@ class _Clock:
         self.count += 1
 
     @hookimpl
-    def progress(self) -> None:
-        self.tick()
+    def progress(self, done: int) -> None:
+        if not (self.hooks and done):
+            self.tick()
 
 
-def _in_a_process(make: Make, folder: Path, at: int | None) -> tuple[bool, int]:
+def _in_a_process(make: Make, folder: Path, at: int | None, hooks: bool) -> tuple[bool, int]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["selfimprove.testing"])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(make, folder, at, sending))
+    process = context.Process(target=_run, args=(make, folder, at, hooks, sending))
     process.start()
     sending.close()
     process.join()
@@ -73,8 +77,8 @@ def _in_a_process(make: Make, folder: Path, at: int | None) -> tuple[bool, int]:
     return died, 0 if died else receiving.recv()
 
 
-def _run(make: Make, folder: Path, at: int | None, answer: Any) -> None:
-    clock = _Clock(at)
+def _run(make: Make, folder: Path, at: int | None, hooks: bool, answer: Any) -> None:
+    clock = _Clock(at, hooks)
     fsync, replace = os.fsync, os.replace
 
     def watched_fsync(file: int) -> None:
@@ -86,7 +90,8 @@ def _run(make: Make, folder: Path, at: int | None, answer: Any) -> None:
         replace(source, target)
         clock.tick()
 
-    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
+    if not hooks:
+        os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
     session = make(folder)
     session.manager.register(clock, "clock")
     session.improve()
