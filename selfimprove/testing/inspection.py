@@ -22,7 +22,7 @@ def unknown_arguments(cls: type[Any]) -> list[str]:
     found = []
     for name in dir(cls):
         function = getattr(cls, name, None)
-        if not hasattr(function, f"{hooks.PROJECT}_impl"):
+        if function is None or not hasattr(function, f"{hooks.PROJECT}_impl"):
             continue
         if name not in known:
             found.append(f"{cls.__name__}.{name} is no hook; the hooks are {', '.join(known)}")
