@@ -21,17 +21,20 @@ LIMITS = Limits(cpu_seconds=1, wall_seconds=3, memory_mib=128, processes=8, disk
 SAY = "import json, os, sys, time\ndef say(value, call='answer'): os.write(3, json.dumps({'call': call, 'value': value}).encode() + b'\\n')\n"
 
 
-def _usable(tool: str) -> bool:
-    try:
-        Sandbox(tool)
-    except ConfigError:
-        return False
-    return True
+def _tools() -> Iterator[Any]:
+    """Both tools; that which `auto` does not take is left to the slow tests."""
+    first = True
+    for tool in BINARY:
+        try:
+            Sandbox(tool)
+        except ConfigError as e:
+            yield pytest.param(tool, marks=pytest.mark.skip(reason=str(e)))
+        else:
+            yield pytest.param(tool, marks=[] if first else [pytest.mark.slow])
+            first = False
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(t, marks=[] if _usable(t) else pytest.mark.skip(reason=f"{t} is not usable here")) for t in BINARY]
-)
+@pytest.fixture(scope="module", params=_tools())
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return Sandbox(request.param, LIMITS)
 
