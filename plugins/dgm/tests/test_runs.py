@@ -171,6 +171,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert lineage_digest(tmp_path / "whole" / "journal.jsonl") == lineage_digest(tmp_path / "parts" / "journal.jsonl")
 
 
+def test_a_run_that_lost_its_last_round_tells_it_again_from_what_it_remembers(tmp_path: Path) -> None:
+    def folder(keep: int | None) -> str:
+        session(tmp_path, 2, editor=SelfEdit(ranking="model")).improve()
+        journal = tmp_path / "journal.jsonl"
+        found = lineage_digest(journal)  # covers what was spent, but for seconds
+        journal.write_text("".join(journal.read_text().splitlines(True)[:keep]))
+        return found
+
+    outcomes = sorted((tmp_path / "sandbox").rglob("*.json"))
+    assert folder(-1) == folder(1) == folder(None)
+    assert outcomes == [] != sorted((tmp_path / "sandbox").rglob("*.json"))
+
+
 def test_only_the_root_s_machinery_edits_where_self_modification_is_off(tmp_path: Path) -> None:
     lineage = session(tmp_path, 2, editor=SelfEdit(ranking="uniform", author="root"), selector=Uniform(1)).improve()
     assert {t.edit.payload.author for r in lineage.rounds for t in r.trials} == {lineage.root.id}
