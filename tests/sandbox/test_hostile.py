@@ -366,6 +366,19 @@ def test_killing_itself(sandbox: Sandbox) -> None:
     assert (found.status, found.exit_code) == ("failed", -9)
 
 
+@pytest.mark.parametrize("name", ["main.py/below", "\ud800.py", "a" * 190 + "/" + "b"])
+def test_files_that_cannot_be_written_are_the_program_s_failure(sandbox: Sandbox, name: str) -> None:
+    found = sandbox.run(Program({"main.py": "", name: "x"}, "main.py"))
+    assert found.status in ("failed", "done")
+    assert found.status == "done" or "cannot start" in found.stderr
+
+
+def test_more_than_the_disk_holds_is_the_program_s_failure(sandbox: Sandbox) -> None:
+    found = sandbox.run(Program({"main.py": "", "big.txt": "x" * (5 << 20)}, "main.py"))
+    assert found.status == "failed"
+    assert "No space left" in found.stderr
+
+
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "x\0y"])
 def test_files_stay_in_their_folder(name: str) -> None:
     with pytest.raises(ConfigError, match="relative paths"):
