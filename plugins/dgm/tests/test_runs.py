@@ -20,13 +20,15 @@ from selfimprove.graders import Exact
 from selfimprove.guards import Rounds
 from selfimprove.hooks import hookimpl
 from selfimprove.journal import lineage_digest
+from selfimprove.models.openai_engine import OpenAIEngine
 from selfimprove.payloads import Patch
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.sandbox import Sandbox
 from selfimprove.session import Parts, Session
 from selfimprove.task import Item
 from selfimprove.tasks.program_repair import ProgramRepair
-from selfimprove.testing import EditorContract, EvaluatorContract, RewarderContract, ScriptedEngine, SelectorContract, TaskContract
+from selfimprove.testing import EditorContract, EvaluatorContract, LoopbackServer, RewarderContract, ScriptedEngine, SelectorContract, TaskContract
+from selfimprove.testing.server import says, sends
 from selfimprove.testing.toys import NoopRewarder
 from selfimprove_dgm import Believed, CladeThompson, ExpandOrEvaluate, Islands, Repairs, Repeated, Runs, SelfEdit, SigmoidNovelty, Uniform, grade
 from selfimprove_dgm.genome import donors, failed_items, initial
@@ -169,6 +171,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert lineage_digest(tmp_path / "whole" / "journal.jsonl") == lineage_digest(tmp_path / "parts" / "journal.jsonl")
 
 
+def test_a_run_that_lost_its_last_round_tells_it_again_from_what_it_remembers(tmp_path: Path) -> None:
+    def folder(keep: int | None) -> str:
+        session(tmp_path, 2, editor=SelfEdit(ranking="model")).improve()
+        journal = tmp_path / "journal.jsonl"
+        found = lineage_digest(journal)  # covers what was spent, but for seconds
+        journal.write_text("".join(journal.read_text().splitlines(True)[:keep]))
+        return found
+
+    outcomes = sorted((tmp_path / "sandbox").rglob("*.json"))
+    assert folder(-1) == folder(1) == folder(None)
+    assert outcomes == [] != sorted((tmp_path / "sandbox").rglob("*.json"))
+
+
 def test_only_the_root_s_machinery_edits_where_self_modification_is_off(tmp_path: Path) -> None:
     lineage = session(tmp_path, 2, editor=SelfEdit(ranking="uniform", author="root"), selector=Uniform(1)).improve()
     assert {t.edit.payload.author for r in lineage.rounds for t in r.trials} == {lineage.root.id}
@@ -274,17 +289,31 @@ def test_failed_items_are_of_that_candidate() -> None:
 # ---- free-form diffs ----
 
 
-def test_a_model_s_diff_becomes_a_child_and_nonsense_is_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["right", "wrong", "empty", "broken", "elsewhere"])
+def test_a_server_s_diff_becomes_a_child_and_nonsense_is_data(tmp_path: Path, name: str) -> None:
+    """A free-form diff of an OpenAI-compatible server, asked for by the agent inside its sandbox."""
     better = {**initial(), "config.json": initial()["config.json"].replace('"budget": 12', '"budget": 300')}
-    texts = {"right": f"Here:\n```diff\n{diff(initial(), better)}\n```", "wrong": "I would rather not.", "empty": ""}
-    for name, text in texts.items():
-        engine = ScriptedEngine(lambda request, known, text=text: text)  # type: ignore[misc]
-        engine.rows = 1
-        one = session(tmp_path / name, 1, engine, editor=SelfEdit(form="free"))
+    texts = {
+        "right": f"Here:\n```diff\n{diff(initial(), better)}```",
+        "wrong": "I would rather not.",
+        "empty": "",
+        "broken": diff(initial(), {**initial(), "agent.py": "def ("}),
+        "elsewhere": "--- /dev/null\n+++ b/../../escaped.py\n@@ -0,0 +1 @@\n+x = 1\n",
+    }
+
+    def script(number: int, request: Any) -> Any:
+        return sends({"data": [{"id": "m"}]}) if request["path"].endswith("/models") else says(texts[name])
+
+    with LoopbackServer(script) as server:
+        one = session(tmp_path, 1, OpenAIEngine(server.url, "m", retries=0), editor=SelfEdit(form="free"))
         [trial] = one.improve().round(0).trials
-        assert (trial.error is None) == (name == "right"), trial.error
-        if name == "right":
-            assert CodeStore(tmp_path / name).get(trial.candidate.parts["code"]) == better
+        prompts = [json.dumps(r) for r in server.requests if "messages" in r]
+    assert len(prompts) == 1
+    assert "operators/comparison.py" in prompts[0], "the model sees the agent's folder"
+    assert (trial.error is None) == (name == "right"), trial.error
+    if name == "right":
+        assert CodeStore(tmp_path).get(trial.candidate.parts["code"]) == better
+    assert not (tmp_path.parent / "escaped.py").exists()
 
 
 # ---- as a user names them ----

@@ -86,35 +86,36 @@ def test_an_agent_that_cannot_be_read_has_a_cell(tree: dict[str, str]) -> None:
     assert cell(tree) == (0, 0)
 
 
+class _Run:
+    def rng(self, *name: object) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+
+def large(count: int) -> Lineage:
+    """A lineage of `count` agents in rounds of 1,000."""
+    lineage, ids = Lineage(Candidate("root", {})), ["root"]
+    for r in range(count // 1000):
+        children = tuple(Candidate(f"{r}-{i}", {}, (ids[(r * 1000 + 7 * i) % len(ids)],)) for i in range(1000))
+        ids += [c.id for c in children]
+        lineage = lineage + Round(children=children, scores=tuple((c.id, Evaluation((r + i) % 5 / 4)) for i, c in enumerate(children)))
+    return lineage
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_agents_are_no_burden() -> None:
-    def archive_of(count: int) -> tuple[Archive, int]:
-        rounds = [[(r * 1000 + i, (r + i) % 5) for i in range(1000)] for r in range(count // 1000)]
-        ids = ["root"]
-        made = []
-        for r, one in enumerate(rounds):
-            children = [Candidate(f"{r}-{i}", {}, (ids[parent % len(ids)],)) for i, (parent, _) in enumerate(one)]
-            ids += [c.id for c in children]
-            made.append(Round(children=tuple(children), scores=tuple((c.id, Evaluation(w / 4)) for c, (_, w) in zip(children, one, strict=True))))
-        lineage = Lineage(Candidate("root", {}))
-        for one_round in made:
-            lineage = lineage + one_round
+    used = {}
+    for count in (10_000, 100_000):
+        lineage, selector = large(count), SigmoidNovelty()
         tracemalloc.start()
-        archive = Archive().follow(lineage)
-        used = tracemalloc.get_traced_memory()[0]
+        selector.select(lineage, _Run())  # type: ignore[arg-type]
+        used[count] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        return archive, used
-
-    small, few = archive_of(10_000)
-    large, many = archive_of(100_000)
-    assert len(small) == 10_001
-    assert many < 14 * few, "memory grows linearly"
-    selector, chance = SigmoidNovelty(), np.random.default_rng(0)
+    assert used[100_000] < 14 * used[10_000], "memory grows linearly"
     times = []
-    for _ in range(5):
+    for i in range(5):
+        child = lineage.latest.derive(i)
+        lineage = lineage + Round(children=(child,), scores=((child.id, Evaluation(0.5)),))
         began = time.perf_counter()
-        weights = selector.weights(large.score, large.column("children"))
-        edges = np.cumsum(weights)
-        np.searchsorted(edges, chance.random(2) * edges[-1])
+        selector.select(lineage, _Run())  # type: ignore[arg-type]
         times.append(time.perf_counter() - began)
     assert min(times) < 0.010, times
