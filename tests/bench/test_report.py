@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from selfimprove.bench.opening import open_test, openings
 from selfimprove.bench.report import html, markdown
 from selfimprove.bench.suite import Suite, suite_of
 from selfimprove.bench.verdicts import cautions, sentences
+
+TOP = Path(__file__).parents[2]
 
 
 def arm(name: str, rates: list[float], spent: float = 100.0, kind: str = "strategy", **more: Any) -> dict[str, Any]:
@@ -193,3 +197,8 @@ def test_any_differences_make_a_chart(rows: list[tuple[str, float, float, float,
 
 def test_the_matrix_of_the_smoke_suite_has_a_base(suite: Suite) -> None:
     assert matrix(suite_of(["suite=smoke", "seeds=1", "nulls=[]"])).base["toy"]["seed"] == 0
+
+
+def test_the_tables_of_the_readme_come_from_their_results() -> None:
+    done = subprocess.run([sys.executable, str(TOP / "benchmarks" / "readme_table.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
