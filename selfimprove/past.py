@@ -103,7 +103,7 @@ def to_dataframe(root: Path | str = "runs") -> DataFrame:
     try:
         import pandas as pd
     except ImportError as e:
-        raise ConfigError("to_dataframe needs pandas, which is not installed; install it with `pip install pandas`") from e
+        raise ConfigError("to_dataframe needs pandas, which is not installed; install it with `pip install 'selfimprove[notebooks]'`") from e
     return pd.DataFrame(list(rows(Path(root))))
 
 

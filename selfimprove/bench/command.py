@@ -20,6 +20,7 @@ from selfimprove.bench.report import write
 from selfimprove.bench.result import result
 from selfimprove.bench.suite import suite_of
 from selfimprove.errors import ConfigError, UserError
+from selfimprove.report.safe import safe
 from selfimprove.storage import write_json
 
 RESULT, CELLS = "result.json", "cells.json"
@@ -70,7 +71,7 @@ def bench(
     found = result(suite, made, states, folder, _failures(folder))
     write_json(folder / RESULT, found)
     for line in write(found, folder):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(safe(line), highlight=False, soft_wrap=True)
     if left:
         console.print(f"{len(left)} of {len(states)} cells are left; the same command goes on with them", markup=False, highlight=False)
     if failed:

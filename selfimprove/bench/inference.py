@@ -167,7 +167,7 @@ def _item_variance(table: np.ndarray, rng: np.random.Generator, draws: int) -> f
     columns = np.nanmean(table, axis=0, keepdims=True)
     rest = np.where(mask, values - rows - columns + values[mask].mean(), 0.0)
     free = max(1, (table.shape[0] - 1) * (items - 1))
-    single = float((rest**2).sum()) / free / mask.sum()
+    single = float((rest**2).sum() / free / mask.sum())
     whole = float(np.var(drawn.mean(axis=1))) * items / max(1, items - 1)
     return float(whole - single)
 

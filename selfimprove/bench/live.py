@@ -13,6 +13,7 @@ from rich.text import Text
 from selfimprove.bench.cells import DONE, FAILED, RUNNING, State, progress
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.suite import Suite
+from selfimprove.report.safe import safe
 from selfimprove.runfolder import JOURNAL
 
 MARKS = {DONE: ("✓", "green"), FAILED: ("✗", "red"), RUNNING: ("▸", "yellow")}
@@ -45,7 +46,7 @@ class Board:
                 self._told.add(one.cell.key)
                 done = sum(s.state == DONE for s in states)
                 words = f"[{done}/{len(states)}] {one.cell.task}/{one.cell.arm} seed {one.cell.seed}: {one.state}"
-                self.console.print(words + (f" ({one.reason})" if one.reason else ""), markup=False, highlight=False, soft_wrap=True)
+                self.console.print(safe(words + (f" ({one.reason})" if one.reason else "")), highlight=False, soft_wrap=True)
 
     def table(self, states: Sequence[State]) -> Table:
         """All cells, by arm."""

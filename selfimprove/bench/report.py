@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from selfimprove.bench import charts
 from selfimprove.bench.verdicts import cautions, sentence, sentences, short, summaries
@@ -61,13 +60,13 @@ def html(result: Mapping[str, Any]) -> str:
         summaries=list(summaries(result)),
         verdicts=[(c["verdict"].replace(" ", "-"), sentence(c, result["effect"])) for c in result["comparisons"]],
         cautions=list(cautions(result)),
-        forest=Markup(_forest(result)),
+        forest=_forest(result),
         passes=_passes(arms),
-        curves=[(t, Markup(_curves(result, t, unit))) for t in dict.fromkeys(a["task"] for a in arms)],
+        curves=[(t, _curves(result, t, unit)) for t in dict.fromkeys(a["task"] for a in arms)],
         stages=list(dict.fromkeys(s for _, by in costs for s in by)),
         costs=costs,
         most=max((math.fsum(by.values()) for _, by in costs), default=0.0) or 1.0,
-        truths=[(_title(result, a), Markup(chart)) for a in arms if (chart := _truth(a))],
+        truths=[(_title(result, a), chart) for a in arms if (chart := _truth(a))],
         edited=[(_title(result, a), edits) for a in arms if (edits := next((c["edits"] for c in a["cells"] if c["edits"]), None))],
         lineages=[(_title(result, a), c["seed"], c["lineage"]) for a in arms if a["kind"] == "strategy" for c in a["cells"] if len(c["lineage"]) > 1],
         first={a["task"]: short(a["name"]) for a in reversed(arms)},

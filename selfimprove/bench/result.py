@@ -12,14 +12,13 @@ from typing import Any
 import psutil
 
 from selfimprove import journal, records, runfolder, sealed
-from selfimprove.bench import inference
 from selfimprove.bench.cells import DONE, State
-from selfimprove.bench.inference import ALPHA, POWER, Difference
+from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.opening import openings
 from selfimprove.bench.suite import Suite
 from selfimprove.discovery import sources, version_of
-from selfimprove.errors import ConfigError, SelfImproveError
+from selfimprove.errors import SelfImproveError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
@@ -32,7 +31,7 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
     """Everything that the report says, from what is on disk."""
     known = {s.cell.key: s for s in states}
     arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
-    found = _comparisons(suite, arms)
+    found = comparisons(suite, arms)
     opened = openings(out)
     failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or "not run yet"} for s in states if s.state != DONE]
     failures += [
@@ -132,85 +131,6 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
             found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": dict(evaluation.per_item)}
         found |= {"test_spent": test["spent"], "chosen": test["chosen"], "lineage_digest": test["lineage"]}
     return found
-
-
-def _comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every strategy against the null arms that are its own and against the other strategies, corrected for their number."""
-    names = list(dict.fromkeys(a["name"] for a in arms))
-    rows = {n: [a for a in arms if a["name"] == n] for n in names}
-    strategies = [n for n in names if rows[n][0]["kind"] == "strategy"]
-    pairs = [(a, b) for a in strategies for b in names if b not in strategies[: strategies.index(a) + 1] and _meet(rows[a], rows[b])]
-    found: list[dict[str, Any]] = []
-    measured: list[tuple[dict[str, Any], Difference]] = []
-    for one, other in pairs:
-        entry: dict[str, Any] = {"one": one, "other": other, "kind": rows[other][0]["kind"]}
-        found.append(entry)
-        if reason := _invalid(suite, rows[one], rows[other]):
-            entry |= {"verdict": "invalid", "reason": reason}
-            continue
-        try:
-            difference = inference.difference(_grades(rows[one]), _grades(rows[other]))
-        except ConfigError as e:
-            entry |= {"verdict": "missing", "reason": str(e)}
-            continue
-        measured.append((entry, difference))
-    corrected = inference.holm([d.p for _, d in measured])
-    for (entry, d), p in zip(measured, corrected, strict=True):
-        alpha = ALPHA / len(measured)
-        chance = inference.power(suite.effect, d, alpha=alpha)
-        entry |= {
-            "difference": d.estimate,
-            "low": d.low,
-            "high": d.high,
-            "p": d.p,
-            "p_holm": p,
-            "seeds": d.seeds,
-            "items": d.items,
-            "by_seed": list(d.by_seed),
-            "probability_of_improvement": inference.probability_of_improvement(_grades(rows[entry["one"]]), _grades(rows[entry["other"]])),
-            "power": chance,
-            "more_seeds": None,
-            "verdict": _verdict(d, p, chance, suite.effect),
-        }
-        if entry["verdict"] == "underpowered":
-            entry["more_seeds"] = inference.more_seeds(suite.effect, d, alpha=alpha)
-    return found
-
-
-def _verdict(d: Difference, p: float, chance: float, effect: float) -> str:
-    if p < ALPHA:
-        return "better" if d.estimate > 0 else "worse"
-    if -effect < d.low and d.high < effect:
-        return "no difference"
-    return "underpowered" if chance < POWER else "not shown"
-
-
-def _meet(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether two arms share a task, and the other, if it is the null arm of some strategies, is one of the first's."""
-    common = {a["task"] for a in one} & {b["task"] for b in other}
-    return bool(common) and all(not b["of"] or one[0]["name"] in b["of"] for b in other)
-
-
-def _invalid(suite: Suite, one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why two arms may not be compared, or None: trained arms spend the same, an untrained one may spend less."""
-    for a in one:
-        for b in other:
-            if a["task"] != b["task"] or not a["spent"] or b["spent"] is None:
-                continue
-            ratio = a["spent"] / b["spent"] if b["spent"] else math.inf
-            most = 1 + suite.tolerance
-            if ratio > most and not b["trained"]:
-                continue
-            if not 1 / most <= ratio <= most:
-                return (
-                    f"they did not spend the same on {a['task']}: {a['name']} {a['spent']:.3g} and {b['name']} {b['spent']:.3g} {suite.unit}, "
-                    f"more than {suite.tolerance:.0%} apart"
-                )
-    return None
-
-
-def _grades(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
-    return {a["task"]: graded for a in rows if (graded := {c["seed"]: c["per_item"] for c in a["cells"] if c["per_item"]})}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfimprove.bench import charts
+from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import matrix
 from selfimprove.bench.opening import open_test, openings
 from selfimprove.bench.report import html, markdown
-from selfimprove.bench.result import _comparisons
 from selfimprove.bench.suite import Suite, suite_of
 from selfimprove.bench.verdicts import cautions, sentences
+
+TOP = Path(__file__).parents[2]
 
 
 def arm(name: str, rates: list[float], spent: float = 100.0, kind: str = "strategy", **more: Any) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def suite() -> Suite:
 def result(suite: Suite, arms: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     return {
         "suite": "x", "about": "", "seeds": [0, 1, 2], "budget": {"flops": 100.0}, "effect": suite.effect, "arms": arms,
-        "comparisons": _comparisons(suite, arms), "failures": [], "left_out": {}, "openings": [{"at": "now", "cells": ["a0"], "peeked": []}],
+        "comparisons": comparisons(suite, arms), "failures": [], "left_out": {}, "openings": [{"at": "now", "cells": ["a0"], "peeked": []}],
         "base": {"t": {"seed": 0}}, "versions": {"numpy": "2"}, "commit": None,
         "machine": {"platform": "p", "python": "3", "processors": 2, "memory_gib": 8.0}, **more,
     }  # fmt: skip
@@ -64,13 +68,13 @@ GOOD, SAME, WILD = [0.8, 0.85, 0.8, 0.82, 0.81], [0.2, 0.25, 0.22, 0.2, 0.2], [0
 
 
 def verdicts(suite: Suite, *arms: dict[str, Any]) -> dict[str, str]:
-    return {c["other"]: c["verdict"] for c in _comparisons(suite, arms)}
+    return {c["other"]: c["verdict"] for c in comparisons(suite, arms)}
 
 
 def test_a_large_difference_is_found_and_a_wild_one_is_underpowered(suite: Suite) -> None:
     assert verdicts(suite, arm("a", GOOD), arm("b", SAME)) == {"b": "better"}
     assert verdicts(suite, arm("b", SAME), arm("a", GOOD)) == {"a": "worse"}
-    [found] = _comparisons(suite, [arm("a", WILD), arm("b", SAME)])
+    [found] = comparisons(suite, [arm("a", WILD), arm("b", SAME)])
     assert (found["verdict"], found["power"] < 0.8) == ("underpowered", True)
     assert re.search(r"about \d+ more seeds are needed|only more items", " ".join(sentences(result(suite, [arm("a", WILD), arm("b", SAME)]))))
 
@@ -80,7 +84,7 @@ def test_identical_arms_do_not_differ(suite: Suite) -> None:
 
 
 def test_trained_arms_spend_the_same_or_are_invalid(suite: Suite) -> None:
-    [found] = _comparisons(suite, [arm("a", GOOD), arm("b", SAME, spent=120.0)])
+    [found] = comparisons(suite, [arm("a", GOOD), arm("b", SAME, spent=120.0)])
     assert found["verdict"] == "invalid"
     assert "difference" not in found, "what is invalid is not drawn"
     assert "did not spend the same" in found["reason"]
@@ -95,7 +99,7 @@ def test_a_null_arm_without_training_may_be_cheaper_but_not_dearer(suite: Suite)
 
 def test_a_null_arm_of_one_strategy_is_not_compared_with_another(suite: Suite) -> None:
     arms = [arm("a", GOOD), arm("b", GOOD), arm("random_reward", SAME, kind="random_reward", of=["a"])]
-    assert [(c["one"], c["other"]) for c in _comparisons(suite, arms)] == [("a", "b"), ("a", "random_reward")]
+    assert [(c["one"], c["other"]) for c in comparisons(suite, arms)] == [("a", "b"), ("a", "random_reward")]
 
 
 def test_a_cell_that_is_missing_takes_its_seed_out_and_one_seed_is_no_comparison(suite: Suite) -> None:
@@ -103,7 +107,7 @@ def test_a_cell_that_is_missing_takes_its_seed_out_and_one_seed_is_no_comparison
     for cell in lame["cells"][1:]:
         cell["per_item"] = {}
     assert verdicts(suite, arm("a", GOOD), lame) == {"b": "missing"}
-    [found] = _comparisons(suite, [arm("a", GOOD), {**arm("b", SAME), "cells": arm("b", SAME)["cells"][:4]}])
+    [found] = comparisons(suite, [arm("a", GOOD), {**arm("b", SAME), "cells": arm("b", SAME)["cells"][:4]}])
     assert found["seeds"] == 4
 
 
@@ -193,3 +197,8 @@ def test_any_differences_make_a_chart(rows: list[tuple[str, float, float, float,
 
 def test_the_matrix_of_the_smoke_suite_has_a_base(suite: Suite) -> None:
     assert matrix(suite_of(["suite=smoke", "seeds=1", "nulls=[]"])).base["toy"]["seed"] == 0
+
+
+def test_the_tables_of_the_readme_come_from_their_results() -> None:
+    done = subprocess.run([sys.executable, str(TOP / "benchmarks" / "readme_table.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

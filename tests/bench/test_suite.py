@@ -41,6 +41,17 @@ def test_every_shipped_suite_is_one(path: Path) -> None:
     assert isinstance(suite_of([f"suite={path}"]), Suite)
 
 
+def test_a_plugin_brings_suites_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine-1.dist-info").mkdir()
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (tmp_path / "mine-1.dist-info" / "entry_points.txt").write_text("[selfimprove.suites]\nmine = mine_suites\n")
+    (tmp_path / "mine_suites").mkdir()
+    (tmp_path / "mine_suites" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / "mine_suites" / "brought.yaml").write_text("tasks: [toy]\narms: [toy]\nbudget: {labels: 3}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert suite_of(["suite=brought"]).name == "brought"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
