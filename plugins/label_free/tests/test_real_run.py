@@ -21,7 +21,7 @@ SMALL = (
     "task.train=4",
     "task.validation=2",
     "editor.prompts=4",
-    "editor.asking.max_tokens=8",
+    "editor.asking.max_tokens=16",
     "evaluator.samples=2",
     "evaluator.greedy=false",
     "middleware=[truth,forgetting]",
@@ -36,7 +36,7 @@ SMALL = (
     [
         "strategy=em_ft editor.samples=2",
         "strategy=self_rewarding editor.samples=4 rewarder.samples=1 rewarder.max_tokens=96",
-        "strategy=spin",
+        "strategy=spin editor.prompts=8 editor.asking.max_tokens=32",
         "strategy=rest_em editor.samples=8 updater.lora.trainer=trl",
         "strategy=srt rewarder=token_entropy editor.samples=4 updater=trl_grpo updater.credit=to_go updater.beta=0.01 updater.reference=ema",
     ],
