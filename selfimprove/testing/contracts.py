@@ -22,7 +22,7 @@ from selfimprove import identity, payloads, records
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
 from selfimprove.ledger import Ledger
-from selfimprove.models import Document, Engine, Generate, Likelihood, Lora, Models, Score, Train
+from selfimprove.models import Document, Engine, Generate, Likelihood, Lora, Models, Perturb, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.session import Session
@@ -418,6 +418,17 @@ class EngineContract:
         again = models.train([Train(trained[0].policy, (Document(self.prompts[1]),), lora)])
         asked = [Generate(t.policy, self.prompts[0], 4, temperature=0) for t in (*trained, *again)]
         assert len(models.generate(asked)) == len(asked)
+
+    def test_a_perturbed_policy_answers(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        wanted = [Perturb(models.root, 1, 0.01, sign, 1, ("q_proj",)) for sign in (1, -1)]
+        if not self.trains:
+            assert _refused(lambda: models.derive(wanted))
+            return
+        members = models.derive(wanted)
+        assert members == self._models(tmp_path / "again").derive(wanted)
+        assert len({*members, models.root}) == 3
+        assert len(models.generate([Generate(p, self.prompts[0], 4, temperature=0) for p in members])) == 2
 
     def test_what_was_computed_is_remembered_and_charged_again(self, tmp_path: Path) -> None:
         first, second = self._models(tmp_path), self._models(tmp_path)
