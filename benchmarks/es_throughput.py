@@ -139,15 +139,15 @@ class Bench:
         if rank is not None:
             policies = models.derive([Perturb(models.root, i // 2, SIGMA, 1 - 2 * (i % 2), rank) for i in range(count)])
         return [
-            Generate(policy, question(k * questions + j if apart else j), self.options.tokens, 1.0, seed=k * questions + j, chat=True)
+            Generate(policy, question(k * questions + j if apart else j), self.options.tokens, 1.0, seed=k * questions + j)
             for k, policy in enumerate(policies)
             for j in range(questions)
         ]
 
 
 def question(number: int) -> str:
-    """A product of two-digit numbers; all have the same length in tokens."""
-    return f"What is {10 + number % 90} times {10 + number // 90 % 90}? Reply with only the number."
+    """A product of two-digit numbers. They come first, so that no two prompts have a beginning in common that could be computed once."""
+    return f"{10 + number % 90} times {10 + number // 90 % 90}: what is the product of these two numbers? Reply with only the number."
 
 
 def in_a_process(population: int) -> dict[str, float]:

@@ -14,6 +14,9 @@ from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
 from selfimprove.models.packing import Ragged
 
+FEW = 16
+"""Rows of an adapter up to which products of rank 1 are taken element by element."""
+
 
 class Bank:
     """K low-rank adapters of one shape on the linear modules of a frozen model.
@@ -111,11 +114,18 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, padded: Tensor, weight: Tensor, layout: Ragged, rows: slice) -> Tensor:
         low_a, low_b = a[rows].to(padded.dtype), b[rows].to(padded.dtype)
-        low = torch.bmm(padded, low_a.transpose(1, 2)).mul_(weight)  # (K, L, rank)
-        high = torch.bmm(low, low_b.transpose(1, 2))  # (K, L, out)
+        narrow, few = low_a.shape[1] == 1, padded.shape[1] <= FEW  # batched products of rank 1, or of few rows, cost more than they compute
+        low = (padded * low_a).sum(2, keepdim=True) if narrow and few else torch.bmm(padded, low_a.transpose(1, 2))  # (K, L, rank)
+        low.mul_(weight)
         ctx.mark_dirty(output)
         ctx.save_for_backward(padded, weight, low, low_a, low_b)
         ctx.a, ctx.b, ctx.layout, ctx.rows, ctx.shape = a, b, layout, rows, x.shape
+        across = low_b.transpose(1, 2)  # (K, rank, out)
+        if layout.full:
+            into = output.view(*low.shape[:2], -1)  # (K, L, out)
+            into.addcmul_(low, across) if narrow else into.baddbmm_(low, across)
+            return output
+        high = low * across if narrow else torch.bmm(low, across)
         return output.add_(layout.flat(high).view(output.shape))
 
     @staticmethod

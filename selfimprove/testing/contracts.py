@@ -23,7 +23,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Grader
 from selfimprove.journal import lineage_digest
 from selfimprove.ledger import TIMED, Ledger
-from selfimprove.models import Document, Engine, Generate, Interpolate, Likelihood, Lora, Models, Score, Train
+from selfimprove.models import Document, Engine, Generate, Interpolate, Likelihood, Lora, Models, Perturb, Score, Train
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
 from selfimprove.session import Session
@@ -479,6 +479,17 @@ class EngineContract:
         assert made.policy not in (models.root, one, other)
         assert models.lora(made.policy.digest) == lora
         assert len(models.generate([Generate(made.policy, p, 4, temperature=0) for p in self.prompts])) == len(self.prompts)
+
+    def test_a_perturbed_policy_answers(self, tmp_path: Path) -> None:
+        models = self._models(tmp_path)
+        wanted = [Perturb(models.root, 1, 0.01, sign, 1, ("q_proj",)) for sign in (1, -1)]
+        if not self.trains:
+            assert _refused(lambda: models.derive(wanted))
+            return
+        members = models.derive(wanted)
+        assert members == self._models(tmp_path / "again").derive(wanted)
+        assert len({*members, models.root}) == 3
+        assert len(models.generate([Generate(p, self.prompts[0], 4, temperature=0) for p in members])) == 2
 
     def test_what_was_computed_is_remembered_and_charged_again(self, tmp_path: Path) -> None:
         first, second = self._models(tmp_path), self._models(tmp_path)

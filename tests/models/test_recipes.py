@@ -183,6 +183,19 @@ def test_fitness_is_equal_in_one_batch_in_several_and_over_processes(build: Buil
         assert [x for shares in told for x in shares[rank]] == at_once
 
 
+def test_tiles_hold_whole_policies(build: Build) -> None:
+    """Of at most 4·rows requests and `bank` adapters; only a policy with more requests than that is cut."""
+    layer = build(rows=2, bank=3)
+    members = population(layer, layer.root)
+    few = [Score(p, prompt, "w4") for p in members for prompt in PROMPTS]
+    assert [len({few[i].policy for i in tile}) for tile in layer.engine.tiles(few, layer)] == [2, 2, 2]
+    single = [Score(p, "w1", "w4") for p in members]
+    assert [len(tile) for tile in layer.engine.tiles(single, layer)] == [3, 3]
+    many = [Score(members[0], f"w{i}", "w4") for i in range(20)]
+    assert [len(tile) for tile in layer.engine.tiles(many, layer)] == [8, 8, 4]
+    assert sorted(i for tile in layer.engine.tiles([*few, *many], layer) for i in tile) == list(range(38))
+
+
 def test_a_step_is_derived_again_after_it_was_pruned_and_after_a_restart(build: Build) -> None:
     layer = build()
     policy, moments, chain = layer.root, None, []

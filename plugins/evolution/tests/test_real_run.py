@@ -52,7 +52,7 @@ def exported(folder: Path, destination: Path) -> None:
             original = {n: w.clone() for n, w in model.state_dict().items()}
         moved = session.run.models.adapter(latest.digest)
         for name, added in moved.items():
-            assert torch.equal(written[name], original[name] + added)
+            assert torch.equal(written[name], original[name] + added.to(original[name].dtype))
         assert len(moved) == 7 * json.loads((destination / "config.json").read_text())["num_hidden_layers"]
     finally:
         session.close()
