@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from selfimprove.errors import StorageError
-from selfimprove.identity import digest
+from selfimprove.blobs import Blobs
 from selfimprove.records import Part
-from selfimprove.storage import write_json
 
 KIND = "code"
 FILES, BYTES = 200, 1 << 20
@@ -35,33 +32,16 @@ class CodeStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "code"
+        self.blobs = Blobs(folder)
 
     def put(self, tree: Tree) -> Part:
         """The part that a tree is. Raises: PatchError, for a tree that is too large or leaves its folder; StorageError."""
         check(tree)
-        part = part_of(tree)
-        if not self._path(part).exists():
-            write_json(self._path(part), dict(sorted(tree.items())))
-        return part
+        return self.blobs.write(KIND, dict(tree))
 
     def get(self, part: Part) -> dict[str, str]:
         """The tree of a part. Raises: StorageError, where the file is missing or is not what its name says."""
-        path = self._path(part)
-        try:
-            tree = {str(name): str(text) for name, text in json.loads(path.read_text(encoding="utf-8", errors="surrogatepass")).items()}
-        except (OSError, ValueError, AttributeError) as e:
-            raise StorageError(f"{path} cannot be read ({e}); restore it from a copy, or start a new run") from e
-        if part_of(tree) != part:
-            raise StorageError(f"{path} is not the code that its name says; restore it from a copy, or start a new run")
-        return tree
-
-    def _path(self, part: Part) -> Path:
-        return self.folder / part.digest[:2] / f"{part.digest}.json"
-
-
-def part_of(tree: Tree) -> Part:
-    return Part(KIND, digest("code", dict(tree)))
+        return dict(self.blobs.read(part))
 
 
 def read_tree(folder: Path) -> dict[str, str]:
