@@ -58,7 +58,7 @@ def test_weights_by_hand() -> None:
     assert found == pytest.approx([0.25, 1 / (1 + math.exp(-4)), 0.0])
 
 
-@given(st.lists(st.floats(0, 0.3), min_size=4, max_size=30, unique=True))
+@given(st.lists(st.floats(0, 0.3, allow_subnormal=False), min_size=4, max_size=30, unique=True))
 def test_a_midpoint_of_the_data_tells_weak_agents_apart(scores: list[float]) -> None:
     values, none = np.array(scores), np.zeros(len(scores))
     for midpoint in ("top3", "median", 0.5):
