@@ -84,9 +84,9 @@ def sentence(c: Mapping[str, Any], effect: float) -> str:
         case "no difference":
             return f"{one} and {other} do not differ by {effect:g} or more: {numbers}."
         case "underpowered":
-            more, found = c["more_seeds"], f"to find a difference of {effect:g}"
-            needed = f"about {more} more {'seed is' if more == 1 else 'seeds are'} needed {found}"
-            return f"{one} against {other}: underpowered; {needed if more else f'more items are needed {found}, no number of seeds is enough'} ({numbers})."
+            more = c["more_seeds"]
+            needed = "more items, not seeds, are" if more is None else f"about {more} more {'seed is' if more == 1 else 'seeds are'}"
+            return f"{one} against {other}: underpowered; {needed} needed to find a difference of {effect:g} ({numbers})."
         case _:
             return (
                 f"{one} is not shown to differ from {other}: {numbers}; a difference of {effect:g} would be found with probability {c['power']:.2f}."
