@@ -169,7 +169,7 @@ def _item_variance(table: np.ndarray, rng: np.random.Generator, draws: int) -> f
     free = max(1, (table.shape[0] - 1) * (items - 1))
     single = float((rest**2).sum() / free / mask.sum())
     whole = float(np.var(drawn.mean(axis=1))) * items / max(1, items - 1)
-    return whole - single
+    return float(whole - single)
 
 
 def _counts(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:
