@@ -13,7 +13,7 @@ from selfimprove.errors import ConfigError
 GOOD: dict[str, Any] = {"tasks": ["toy"], "arms": ["toy"], "seeds": 2, "budget": {"flops": "1e9"}}
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_subnormal=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
