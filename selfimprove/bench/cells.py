@@ -50,7 +50,7 @@ def states(cells: Sequence[Cell], out: Path) -> list[State]:
     for one in found:
         try:
             known = json.loads(one.record.read_text(encoding="utf-8"))
-            if known["state"] == DONE:
+            if known["state"] == DONE and one.folder.is_dir():
                 one.state, one.reason, one.seconds = DONE, str(known["reason"]), float(known["seconds"])
         except (OSError, ValueError, LookupError, TypeError):
             continue  # a record is only a note: without one the cell is resumed, and found to be finished

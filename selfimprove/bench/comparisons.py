@@ -48,6 +48,7 @@ def comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[st
             "probability_of_improvement": inference.probability_of_improvement(_grades(rows[entry["one"]]), _grades(rows[entry["other"]])),
             "power": chance,
             "more_seeds": None,
+            "item_error": math.sqrt(d.item_variance),
             "verdict": _verdict(d, p, chance, suite.effect),
         }
         if entry["verdict"] == "underpowered":

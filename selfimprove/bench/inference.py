@@ -123,7 +123,7 @@ def power(effect: float, found: Difference, seeds: int | None = None, alpha: flo
 
 
 def more_seeds(effect: float, found: Difference, wanted: float = POWER, alpha: float = ALPHA) -> int | None:
-    """How many seeds to add to find a true difference of `effect` with probability `wanted`; None where no number of seeds is enough."""
+    """How many seeds to add to find a true difference of `effect` with probability `wanted`; None where `MOST_SEEDS` are not enough."""
     if power(effect, found, MOST_SEEDS, alpha) < wanted:
         return None
     low, high = found.seeds, MOST_SEEDS

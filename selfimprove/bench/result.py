@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -18,7 +19,7 @@ from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.opening import openings
 from selfimprove.bench.suite import Suite
 from selfimprove.discovery import sources, version_of
-from selfimprove.errors import SelfImproveError
+from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
@@ -128,9 +129,19 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         scores = {i: records.decode_evaluation(e) for i, e in test["scores"]}
         evaluation = scores.get(test["candidate"])
         if evaluation is not None and evaluation.score is not None:
-            found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": dict(evaluation.per_item)}
+            split = _test_split(state.folder)
+            per_item = {f"{split}/{i}": g for i, g in evaluation.per_item.items()}
+            found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": per_item}
         found |= {"test_spent": test["spent"], "chosen": test["chosen"], "lineage_digest": test["lineage"]}
     return found
+
+
+def _test_split(folder: Path) -> str:
+    """What tells the test split of a cell from others: seeds whose tasks draw questions of their own may call them by the same names."""
+    try:
+        return str(json.loads((folder / "identity.json").read_text(encoding="utf-8"))["task"]["test"])[:8]
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise StorageError(f"{folder / 'identity.json'} names no test split ({type(e).__name__}); restore it from a copy") from e
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -85,12 +85,14 @@ def sentence(c: Mapping[str, Any], effect: float) -> str:
             return f"{one} and {other} do not differ by {effect:g} or more: {numbers}."
         case "underpowered":
             more = c["more_seeds"]
-            needed = (
-                "no number of seeds would be enough, only more items"
-                if more is None
-                else f"about {more} more {'seed is' if more == 1 else 'seeds are'} needed"
-            )
-            return f"{one} against {other}: underpowered; {needed} to find a difference of {effect:g} ({numbers})."
+            needed = f"about {more} more {'seed is' if more == 1 else 'seeds are'}"
+            if more is None:  # 2.8 standard errors are what a difference needs to be found with probability .8
+                needed = (
+                    "more items, not seeds, are"
+                    if effect < 2.8 * c["item_error"]
+                    else f"hundreds of seeds, or more items in each of the {c['seeds']}, are"
+                )
+            return f"{one} against {other}: underpowered; {needed} needed to find a difference of {effect:g} ({numbers})."
         case _:
             return (
                 f"{one} is not shown to differ from {other}: {numbers}; a difference of {effect:g} would be found with probability {c['power']:.2f}."

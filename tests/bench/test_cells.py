@@ -22,11 +22,14 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
+    (tmp_path / "cells" / "key0").mkdir(parents=True)
     run(states(CELLS[:1], tmp_path), launch="sh -c 'echo stopped because the budget is spent'")
     again = states(CELLS, tmp_path)
     assert [(s.state, s.reason) for s in again] == [(DONE, "the budget is spent"), (WAITING, ""), (WAITING, "")]
     run(again, launch="false")
     assert [s.state for s in again] == [DONE, FAILED, FAILED]
+    (tmp_path / "cells" / "key0").rmdir()
+    assert states(CELLS, tmp_path)[0].state == WAITING, "its run is gone"
 
 
 def test_no_cell_starts_after_the_time(tmp_path: Path) -> None:

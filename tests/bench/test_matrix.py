@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from selfimprove import discovery
 from selfimprove.bench.matrix import Arm, Matrix, matrix
 from selfimprove.bench.suite import NULLS, checked, suite_of
 from selfimprove.errors import ConfigError
@@ -66,3 +70,15 @@ def test_null_arms_are_graded_as_the_strategy_is_and_arms_that_differ_there_are_
 def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"arm toyy on task toy: .*did you mean toy"):
         made(arms=["toyy"], nulls=[])
+
+
+def test_suite_small_composes_with_what_is_installed() -> None:
+    whole = suite_of([f"suite={Path(__file__).parents[2] / 'benchmarks' / 'suites' / 'small.yaml'}", "seeds=1"])
+    strategies = {o.name for s in discovery.sources() for o in s.options() if o.group == "strategy"}
+    here = [a for a in whole.arms if any(f"strategy={s}" in a.overrides for s in strategies)]
+    assert {"srt", "policy_gradient", "seal"} <= {a.name for a in here}
+    found = matrix(dataclasses.replace(whole, arms=tuple(here)))
+    srt, pg = (named(found, n) for n in ("srt", "policy_gradient"))
+    assert {k for k in pg.differs if not k.startswith("rewarder.")} == set(), "they differ in the reward alone"
+    assert any(a.kind == "random_reward" and set(a.of) == {"srt", "policy_gradient"} for a in found.arms), "one null arm for both"
+    assert srt.task == "arithmetic"

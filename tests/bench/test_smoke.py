@@ -47,6 +47,15 @@ def test_every_cell_is_measured_on_the_test_once(folder: Path) -> None:
     assert all(c["score"] is not None and c["per_item"] for a in found["arms"] for c in a["cells"])
 
 
+def test_questions_of_different_seeds_are_different_items(folder: Path) -> None:
+    found = json.loads((folder / "result.json").read_text())
+    one, other = ({tuple(c["per_item"]) for c in a["cells"]} for a in found["arms"][:2])
+    assert one == other
+    assert len(one) == 2
+    [c] = [c for c in found["comparisons"] if c["other"] == "random_edits"]
+    assert c["items"] == sum(map(len, one))
+
+
 def test_trained_arms_spent_the_same_and_null_arms_are_beaten(folder: Path) -> None:
     found = json.loads((folder / "result.json").read_text())
     arms = {a["name"]: a for a in found["arms"]}
@@ -77,3 +86,32 @@ def test_the_report_fits_its_window(folder: Path, width: int, tmp_path: Path) ->
     ]
     subprocess.run([CHROMIUM, *words], check=True, timeout=120, capture_output=True)
     assert picture.stat().st_size > 10_000
+
+
+TINY = """
+tasks:
+  arithmetic:
+    overrides: [task=arithmetic, grader=math, task.train=4, task.validation=2, task.test=3, "task.seed={seed}"]
+    untouched: [evaluator.most=4, evaluator.samples=2]
+    supervised: [editor.prompts=4, evaluator.samples=2]
+arms:
+  policy_gradient:
+    - strategy=intuitor
+    - rewarder=verifier
+    - middleware=[]
+    - editor.prompts=2
+    - editor.samples=4
+    - evaluator.samples=2
+nulls: [best_of_n, random_edits, supervised]
+seeds: 1
+budget: {flops: 1.0e+11}
+"""
+
+
+def test_the_embedded_model_is_compared_at_a_tiny_size(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert main(["bench", f"suite={tmp_path / 'tiny.yaml'}", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {a["name"] for a in found["arms"]} == {"policy_gradient", "best_of_n", "random_edits", "supervised"}
+    assert all(c["score"] is not None and c["spent"]["flops"] > 0 for a in found["arms"] for c in a["cells"])
+    assert {c["verdict"] for c in found["comparisons"]} <= {"missing", "invalid"}, "one seed is no comparison"
