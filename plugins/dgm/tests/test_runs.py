@@ -249,7 +249,8 @@ def test_a_log_that_says_all_tests_pass_earns_nothing(tmp_path: Path) -> None:
         (ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\\n    while True: pass'}", 0.0),
     ],
 )
-def test_agents_that_break_are_data(tmp_path: Path, code: str, score: float | None) -> None:
+def test_agents_that_break_are_data(tmp_path: Path, code: str, score: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade, "LIMITS", dataclasses.replace(grade.LIMITS, cpu_seconds=0.5))
     assert _measured(tmp_path, {"agent.py": code}).score == score
 
 
