@@ -104,7 +104,7 @@ def watched(parts: Any, observers: Sequence[Any]) -> Any:
 
 def sealed(parts: Any, folder: Path) -> dict[str, Any]:
     """The sealed scores of the initial and of the best agent, by function."""
-    session = Session(watched(parts, []), folder, evaluation_split="test")
+    session = Session(watched(parts, [Until(0, 0.0)]), folder, evaluation_split="test")
     try:
         lineage = session.lineage
         chosen = best(lineage)

@@ -33,11 +33,14 @@ def closing_table(folder: Path) -> Table:
     Raises: ResumeError, where the folder holds no run.
     """
     run = history(folder)
-    table = Table(title="Accuracy on questions never trained on", title_justify="left")
+    arms = _arms(_root_evaluation(run))
+    table = Table(
+        title="Closed-book accuracy on questions never trained on" if arms else "Scores, as the evaluator measured them", title_justify="left"
+    )
     for heading, justify in (("", "left"), ("accuracy", "right"), ("standard error", "right"), ("questions", "right")):
         table.add_column(heading, justify="right" if justify == "right" else "left")
     rows = closing_rows(run)
-    last_arm = sum(r.name in _arms(_root_evaluation(run)) for r in rows)
+    last_arm = sum(r.name in arms for r in rows)
     for i, row in enumerate(rows, 1):
         error = "" if row.standard_error is None else f"{row.standard_error:.3f}"
         table.add_row(safe(row.name), f"{row.accuracy:.3f}", error, str(row.items), end_section=i == last_arm)

@@ -31,6 +31,8 @@ class Returned:
     value: Any = None
     error: str | None = None
     """Why there is no value; None where there is one."""
+    lost: bool = False
+    """The whole program ended before it could tell; says nothing about this call."""
 
 
 def called(sandbox: Runs, source: str, entry: str, arguments: Sequence[str]) -> list[Returned]:
@@ -41,7 +43,7 @@ def called(sandbox: Runs, source: str, entry: str, arguments: Sequence[str]) -> 
     outcome = sandbox.run(Program({"main.py": _MAIN}, "main.py", job), limits=LIMITS)
     rows = outcome.answer
     if not isinstance(rows, list) or len(rows) != len(arguments):
-        return [Returned(error=outcome.reason)] * len(arguments)
+        return [Returned(error=outcome.reason, lost=True)] * len(arguments)
     return [_read(row) for row in rows]
 
 

@@ -36,6 +36,11 @@ class Isolation:
         python = [str(_interpreter()), "-I", "-S", "-c", Path(init.__file__).read_text(encoding="utf-8"), *map(str, descriptors)]
         return [*(self._bubblewrap(limits) if self.tool == "bubblewrap" else self._unshare()), *python]
 
+    @property
+    def own_processes(self) -> int:
+        """Processes of the sandbox's user that are ours: the first one, and unshare itself, where it has moved to the user's namespace."""
+        return 2 if self.tool == "unshare" and os.geteuid() != 0 else 1
+
     def mounts(self) -> dict[str, Any] | None:
         """What the first process has to mount itself; None where the tool has done it."""
         if self.tool == "bubblewrap":

@@ -358,7 +358,7 @@ def _job(how: Isolation, program: Program, limits: Limits) -> dict[str, Any]:
             "RLIMIT_MEMLOCK": 0,
             "RLIMIT_MSGQUEUE": 0,
             "RLIMIT_NOFILE": limits.open_files,
-            "RLIMIT_NPROC": limits.processes + 1,  # the first process is one
+            "RLIMIT_NPROC": limits.processes + how.own_processes,
             "RLIMIT_SIGPENDING": 256,
         },
     }

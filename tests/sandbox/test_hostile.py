@@ -41,9 +41,9 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    before = set(os.listdir("/tmp"))
+    before, running = set(os.listdir("/tmp")), set(descendants(os.getpid()))
     yield
-    assert descendants(os.getpid()) == [], "a process is left running"
+    assert set(descendants(os.getpid())) <= running, "a process is left running"
     assert {n for n in set(os.listdir("/tmp")) - before if n.startswith(("escaped", "home"))} == set()
 
 
@@ -78,9 +78,7 @@ except OSError as e:
     say([made, type(e).__name__])
 """
     found = run(sandbox, code)
-    made, error = found.answer
-    assert LIMITS.processes - 2 <= made <= LIMITS.processes - 1
-    assert error == "BlockingIOError"
+    assert found.answer == [LIMITS.processes - 1, "BlockingIOError"]
 
 
 def test_fork_bomb_that_goes_on(sandbox: Sandbox) -> None:

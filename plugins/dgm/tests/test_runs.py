@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,7 +251,8 @@ def test_a_log_that_says_all_tests_pass_earns_nothing(tmp_path: Path) -> None:
         (ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\\n    while True: pass'}", 0.0),
     ],
 )
-def test_agents_that_break_are_data(tmp_path: Path, code: str, score: float | None) -> None:
+def test_agents_that_break_are_data(tmp_path: Path, code: str, score: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade, "LIMITS", dataclasses.replace(grade.LIMITS, cpu_seconds=0.5))
     assert _measured(tmp_path, {"agent.py": code}).score == score
 
 
@@ -326,6 +329,20 @@ def test_the_strategies_compose(strategy: str, capsys: pytest.CaptureFixture[str
     found = yaml.safe_load(capsys.readouterr().out)
     assert found["sandbox"]["tool"] == "auto"
     assert found["task"]["_target_"].endswith("ProgramRepair")
+
+
+def test_an_agent_is_shown_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lineage = session(tmp_path / "run", 1).improve()
+    assert main(["show", str(tmp_path / "run"), "latest"]) == 0
+    shown = capsys.readouterr().out
+    patch = lineage.round(0).trials[0].edit.payload.text
+    assert patch.splitlines()[0] in shown
+    assert main(["export", str(tmp_path / "run"), "root", str(tmp_path / "agent")]) == 0
+    assert main(["export", str(tmp_path / "run"), "root", str(tmp_path / "agent")]) == 2, "nothing is overwritten"
+    assert {p.name for p in (tmp_path / "agent").iterdir()} >= {"agent.py", "operators", "config.json"}
+    (tmp_path / "less.py").write_text('def less(a, b):\n    """\n    >>> less(1, 2)\n    True\n    """\n    return a > b\n')
+    done = subprocess.run([sys.executable, "agent.py", str(tmp_path / "less.py"), "less"], cwd=tmp_path / "agent", capture_output=True, text=True)
+    assert "return a < b" in done.stdout, done.stderr
 
 
 def test_options_that_cannot_work_are_refused() -> None:

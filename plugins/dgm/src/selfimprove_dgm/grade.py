@@ -75,11 +75,12 @@ def graded(item: Item, repair: Repair, hidden: Sequence[Case], run: Run) -> floa
     if repair.source is None:
         return 0.0
     claims = [Case(*pair) for pair in repair.claimed]
-    returned = called(run.sandbox, repair.source, item.title, [c.arguments for c in (*hidden, *claims)])
-    right = [r.error is None and _right(c, r.value) for c, r in zip((*hidden, *claims), returned, strict=True)]
-    if not all(right[len(hidden) :]):
+    cases = [*claims, *hidden]  # claims first, as the agent tried them
+    returned = called(run.sandbox, repair.source, item.title, [c.arguments for c in cases])
+    right = [r.error is None and _right(c, r.value) for c, r in zip(cases, returned, strict=True)]
+    if any(not ok and not r.lost for ok, r in zip(right[: len(claims)], returned, strict=False)):
         return None
-    return float(bool(hidden) and all(right[: len(hidden)]))
+    return float(bool(hidden) and all(right[len(claims) :]))
 
 
 def read_repairs(answer: Any, items: Sequence[Item]) -> dict[str, Repair]:

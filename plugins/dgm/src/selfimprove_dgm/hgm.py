@@ -13,7 +13,7 @@ import numpy as np
 from selfimprove.code import CodeStore
 from selfimprove.errors import ConfigError
 from selfimprove.hooks import Scores, hookimpl
-from selfimprove.records import Candidate, Evaluation, Lineage, Round, Trial
+from selfimprove.records import Candidate, Evaluation, Lineage, Trial
 from selfimprove.run import Run
 from selfimprove_dgm.archive import Archive
 from selfimprove_dgm.genome import PART
@@ -56,27 +56,30 @@ class ExpandOrEvaluate:
         store = CodeStore(run.folder)
         if candidates and not trials:  # a measurement outside the run
             return [(c.id, measured(store.get(c.parts[PART]), run.task.evaluation, run)) for c in candidates]
-        items = run.task.train[: self.tasks]
-        done = {c.id: set[str]() for c in (*lineage, *candidates)}
+        items, agents = run.task.train[: self.tasks], [*lineage, *candidates]
+        place = {c.id: i for i, c in enumerate(agents)}
+        done: list[set[str]] = [set() for _ in agents]
+        won, lost = np.zeros(len(agents)), np.zeros(len(agents))  # (N,) each
         for i in range(len(lineage)):
             for name, evaluation in lineage.round(i).scores:
-                done[name] |= evaluation.per_item.keys()
-        trees = {c.id: c.parts[PART] for c in (*lineage, *candidates)}
-        count = sum(map(len, done.values()))
+                at = place[name]
+                done[at] |= evaluation.per_item.keys()
+                won[at] += sum(evaluation.per_item.values())
+                lost[at] += len(evaluation.per_item) - sum(evaluation.per_item.values())
         scores: list[tuple[str, Evaluation]] = []
-        while count**self.exponent < len(done) - 1 or count == 0:
-            archive = Archive().follow(lineage + Round(children=tuple(candidates), scores=tuple(scores)))
-            drawn = run.rng("evaluate", len(lineage), len(scores)).beta(1 + archive.column("won"), 1 + archive.column("lost"))  # (N,)
-            open_ = np.array([len(done[i]) < len(items) for i in archive.ids])
-            if not open_.any():
+        while (won.sum() + lost.sum()) ** self.exponent < len(agents) - 1 or not (won + lost).any():
+            drawn = run.rng("evaluate", len(lineage), len(scores)).beta(1 + won, 1 + lost)  # (N,)
+            unfinished = np.array([len(d) < len(items) for d in done])  # (N,)
+            if not unfinished.any():
                 break
-            name = archive.ids[int(np.argmax(np.where(open_, drawn, -1.0)))]
-            left = [i for i in items if i.id not in done[name]]
-            item = left[int(run.rng("evaluate", "task", name, len(done[name])).integers(len(left)))]
-            found = measured(store.get(trees[name]), [item], run)
+            at = int(np.argmax(np.where(unfinished, drawn, -1.0)))
+            left = [i for i in items if i.id not in done[at]]
+            item = left[int(run.rng("evaluate", "task", agents[at].id, len(done[at])).integers(len(left)))]
+            found = measured(store.get(agents[at].parts[PART]), [item], run)
             if found.score is None:  # it ran when it was made; from now on it counts as a failure
                 found = Evaluation(0.0, per_item={item.id: 0.0})
-            scores.append((name, found))
-            done[name].add(item.id)
-            count += 1
+            scores.append((agents[at].id, found))
+            done[at].add(item.id)
+            won[at] += found.score or 0.0
+            lost[at] += 1 - (found.score or 0.0)
         return scores
