@@ -4,7 +4,7 @@
     python benchmarks/trl_trainers.py --rounds 1 --rollouts 4 --model FOLDER
 
 Every way is given the same rollouts of the same policies, so their adapters can be compared: ``apart`` is the largest distance of a matrix from
-the bank's, by its norm. Writes benchmarks/results/trl_trainers.json, which docs/decisions/0020 reads.
+the bank's, by its norm. Writes benchmarks/results/trl_trainers.json, which docs/decisions/0018 reads.
 """
 
 from __future__ import annotations

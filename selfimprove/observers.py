@@ -59,7 +59,7 @@ def _summary(name: str, evaluations: Sequence[Evaluation]) -> dict[str, float]:
 
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
+    return math.fsum(x / len(numbers) for x in numbers)
 
 
 class PatientConsole(Console):

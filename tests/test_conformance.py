@@ -193,7 +193,7 @@ def test_heavy_imports() -> None:
 def test_check_names_its_rows() -> None:
     found = [r for r in rows("selfimprove-srt", strategy="srt") if not r.what.startswith("srt:")]
     assert all(r.passed for r in found), [r for r in found if not r.passed]
-    assert {"installation", "option names", "import", "rewarder=majority", "strategy=srt"} == {r.what for r in found}
+    assert {"installation", "option names", "import", "rewarder=majority", "strategy=srt"} <= {r.what for r in found}
 
 
 @pytest.mark.parametrize(("package", "hint"), [("selfimprove-sr", "selfimprove-srt"), ("nothing", "installed:")])

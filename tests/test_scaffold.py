@@ -43,12 +43,13 @@ def test_a_package_is_whole(kinds: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_it_is_formatted(tmp_path: Path) -> None:
     """Every pair of roles, as ruff with its defaults and long lines would have it."""
-    for i, kinds in enumerate([*itertools.combinations(EVERYTHING, 2), EVERYTHING]):
-        create(f"pair_{i}", kinds, tmp_path)
     ruff = [sys.executable, "-m", "ruff"]
-    for command in (["check", "--select", "E,F,I,W,B", "--line-length", "160"], ["format", "--check", "--line-length", "150"]):
-        done = subprocess.run([*ruff, command[0], "--isolated", "--no-cache", *command[1:], str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    for i, kinds in enumerate([*itertools.combinations(EVERYTHING, 2), EVERYTHING]):
+        folder = create(f"pair_{i}", kinds, tmp_path)
+        for command in (["check", "--select", "E,F,I,W,B", "--line-length", "160"], ["format", "--check", "--line-length", "150"]):
+            options = [command[0], "--isolated", "--no-cache", *command[1:], "."]
+            done = subprocess.run([*ruff, *options], cwd=folder, capture_output=True, text=True)  # its own package is the first party there
+            assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,13 @@ def encode(hidden: Sequence[Case]) -> str:
 
 
 def decode(answer: str) -> list[Case]:
-    return [Case(*pair) for pair in json.loads(answer)]
+    """The hidden test that an answer holds. Raises: ConfigError, for an answer of another task."""
+    try:
+        return [Case(*pair) for pair in json.loads(answer)]
+    except (ValueError, TypeError) as e:
+        raise ConfigError(
+            "agents repair the functions of task=program_repair, and this is another task; choose that one, or another evaluator"
+        ) from e
 
 
 def all_cases() -> Iterator[tuple[Function, list[Case]]]:
