@@ -12,6 +12,7 @@ from selfimprove.defaults import Defaults
 from selfimprove.deprecation import deprecated
 from selfimprove.errors import AdmissionError
 from selfimprove.hooks import DEPRECATED, PROJECT, ROLES, Observer, Preparation, new_manager
+from selfimprove.records import Candidate
 
 OPTIONAL_ROLES = ("updater", "evaluator")
 
@@ -103,6 +104,16 @@ def steered_by_labels(roles: Mapping[str, Any], observers: Sequence[Any]) -> lis
         for plugin, place in places
         if getattr(plugin, "uses_labels", False) or (by_score and getattr(plugin, "needs_scores", False))
     ]
+
+
+def check_needs(roles: Mapping[str, Any], root: Candidate) -> None:
+    """Raises: AdmissionError, where a role reads a part that candidates of this run do not have."""
+    for role, plugin in roles.items():
+        if missing := sorted(set(getattr(plugin, "needs", ())) - set(root.parts)):
+            raise AdmissionError(
+                f"{_name(plugin)} ({role}) reads the part {missing[0]!r} of a candidate, and this run's have only {', '.join(sorted(root.parts))}; "
+                f"choose an editor that makes it, or another {role}"
+            )
 
 
 def check_transductive(roles: Mapping[str, Any]) -> None:

@@ -114,6 +114,7 @@ class Session:
     def _started(self, identity: Mapping[str, Any]) -> Lineage:
         write_json(self.folder / "identity.json", identity)
         root = self.hook.prepare(root=Candidate.root(policy=self.run.models.root), run=self.run)
+        plugins.check_needs(self.run.roles, root)
         self.run.ledger.tick()
         journal.write_root(self.folder / "journal.jsonl", root, self.run.ledger)
         return Lineage(root)

@@ -137,3 +137,11 @@ def test_one_object_may_guard_and_select() -> None:
 
     plugin = Both()
     assert admit(noop_roles(selector=plugin), GUARD).is_registered(plugin)
+
+
+def test_a_part_that_no_candidate_has_is_asked_for_in_vain(tmp_path: Path) -> None:
+    class Reader(NoopRewarder):
+        needs = ("code",)
+
+    with pytest.raises(AdmissionError, match=r"Reader \(rewarder\) reads the part 'code' .* have only policy; choose an editor"):
+        toy_session(tmp_path, rewarder=Reader())

@@ -22,7 +22,7 @@ from selfimprove.testing.conformance import overrides_of, parts_of
 from selfimprove.testing.inspection import heavy_imports, unknown_arguments
 
 STRATEGIES = sorted(o.name for s in discovery.sources() for o in s.options() if o.group == "strategy")
-TESTS = [n for n in vars(StrategyConformance) if n.startswith("test_")]
+TESTS = [n for n, f in vars(StrategyConformance).items() if n.startswith("test_") and callable(f)]
 
 
 class Toy(StrategyConformance):
@@ -37,6 +37,8 @@ class TestToy(Toy):
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "toy"])
 @pytest.mark.parametrize("test", TESTS)
 def test_our_plugins_conform(strategy: str, test: str, tmp_path: Path) -> None:
+    if strategy in ("dgm", "hgm"):
+        pytest.skip("agents repair programs in a sandbox, which the toy task has none of; plugins/dgm/tests runs and kills them")
     case = type("Case", (StrategyConformance,), {"strategy": strategy})()
     getattr(case, test)(tmp_path)
 
