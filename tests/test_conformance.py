@@ -112,7 +112,7 @@ class Pickling(ToyRewarder):
         (Counting, "test_a_guard_may_stop_it_anywhere", "goes on as another one"),
         (Sneaking, "test_the_ledger_is_honest", "labels"),
         (Cheating, "test_labels_are_declared_and_the_test_stays_sealed", "test split was opened"),
-        (Unpaid, "test_the_ledger_is_honest", "generated_tokens"),
+        (Unpaid, "test_the_ledger_is_honest", "were used"),
         (Pickling, "test_what_it_keeps_is_safe_to_load", "state.bin"),
     ],
 )

@@ -34,7 +34,7 @@ class MeteredEngine:
 
     @property
     def spent(self) -> dict[str, float]:
-        return {unit: sum(c.get(unit, 0) for c in self._costs.values()) for unit in {u for c in self._costs.values() for u in c}}
+        return {unit: sum(c.get(unit, 0) for c in self._costs.values()) for unit in sorted({u for c in self._costs.values() for u in c})}
 
     def _metered(self, call: str, compute: Callable[..., Any]) -> Callable[..., Any]:
         def measured(tile: Sequence[Any], weights: Any) -> Any:
