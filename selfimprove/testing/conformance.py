@@ -57,7 +57,7 @@ class StrategyConformance:
     """The name of its option."""
     overrides: Sequence[str] = ()
     """How it is made small; what its file says where this is empty."""
-    test_files: Sequence[Path] = ()
+    sealed_files: Sequence[Path] = ()
     """Files that hold the task's test split alone, where it has such files."""
 
     def test_it_is_deterministic(self, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ class StrategyConformance:
         parts = parts_of(self.settings())
         engine = MeteredEngine(parts.engine)
         session = Session(dataclasses.replace(parts, engine=engine), tmp_path / "run")
-        with sealed(parts.task, self.test_files) as read:
+        with sealed(parts.task, self.sealed_files) as read:
             session.improve()
         totals = session.run.ledger.totals
         for unit, amount in {**engine.spent, "labels": len(read)}.items():
@@ -92,7 +92,7 @@ class StrategyConformance:
         parts = parts_of(self.settings())
         declared = any(getattr(p, "uses_labels", False) for p in (*parts.roles.values(), *parts.middleware))
         session = Session(parts, tmp_path / "run")
-        with sealed(parts.task, self.test_files) as read:
+        with sealed(parts.task, self.sealed_files) as read:
             session.improve()
         wrapped = any(getattr(p, "labels", False) for p in parts.middleware)
         assert declared or wrapped or not read, f"{len(read)} labels were read, and no plugin declares `uses_labels = True`"
