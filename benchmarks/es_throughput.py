@@ -14,7 +14,8 @@ does not count, and medians are compared:
 `es_of_inference` is eggroll's tokens per second as a share of inference's where every row has a prompt of its own, so that both sides read as many
 prompt tokens. With common random numbers all members get the same questions; then the unperturbed model reads each of them once, and a population
 cannot: `es_of_inference_same_prompts` is that share. `plain_es_of_inference` is es's share of the same. Memory is the peak of a process of its own
-for each population from the opened model on, with equally many rows (Linux, or a GPU). The last line is one JSON object; the rest is in benchmarks/results/es_throughput.json.
+for each population from the opened model on, with equally many rows (Linux, or a GPU). The last line is one JSON
+object; the rest is in benchmarks/results/es_throughput.json.
 """
 
 from __future__ import annotations
