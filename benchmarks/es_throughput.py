@@ -14,14 +14,14 @@ does not count, and medians are compared:
 `es_of_inference` is eggroll's tokens per second as a share of inference's where every row has a prompt of its own, so that both sides read as many
 prompt tokens. With common random numbers all members get the same questions; then the unperturbed model reads each of them once, and a population
 cannot: `es_of_inference_same_prompts` is that share. `plain_es_of_inference` is es's share of the same. Memory is the peak of a process of its own
-for each population, with equally many rows. The last line is one JSON object; the rest is in benchmarks/results/es_throughput.json.
+for each population from the opened model on, with equally many rows (Linux, or a GPU). The last line is one JSON
+object; the rest is in benchmarks/results/es_throughput.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -162,6 +162,7 @@ def peak(options: argparse.Namespace) -> dict[str, float]:
     bench = Bench(argparse.Namespace(**{**vars(options), "population": options.peak, "questions": max(1, bench_rows(options) // options.peak)}))
     with tempfile.TemporaryDirectory() as folder:
         models = Models(bench.engine, Path(folder), Ledger())
+        _forget_peak(bench.engine.device)
         before = _peak(bench.engine.device)
         requests = bench.requests(models, options.rank, apart=True)
         models.generate(requests)
@@ -175,10 +176,20 @@ def bench_rows(options: argparse.Namespace) -> int:
     return max([options.population, *options.memory])
 
 
+def _forget_peak(device: torch.device) -> None:
+    """Count the peak anew from here: opening a model takes more than it leaves."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak(device: torch.device) -> float:
+    """MiB. Not `getrusage`, whose peak a process takes over from the one that starts it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
 if __name__ == "__main__":
