@@ -24,7 +24,8 @@ from _machine import RESULTS, commit, describe, versions
 from seal_knowledge import difference, piece, train
 
 from selfimprove import journal
-from selfimprove.records import Part
+from selfimprove.nulls import Untouched
+from selfimprove.records import Lineage, Part
 from selfimprove.storage import write_json
 from selfimprove.truth import truth_of
 
@@ -93,7 +94,7 @@ def measure(folder: Path) -> None:
             continue
         temperature = {"untrained_greedy": 0.0, "untrained_best_temperature": best}.get(name, 1.0)
         with run.stage("evaluate", 1):
-            found = voted(run, policy) if name == "majority" else answered(run, policy, temperature)
+            found = voted(run, lineage) if name == "majority" else answered(run, policy, temperature)
         write_json(piece(folder, name), {**found, "temperature": temperature, **about})
     opened.close()
 
@@ -128,16 +129,10 @@ def answered(run: Any, policy: Part, temperature: float) -> dict[str, dict[str, 
     }
 
 
-def voted(run: Any, policy: Part) -> dict[str, dict[str, float]]:
-    """The grade of every question's majority answer, of as many samples; equal votes share it."""
-    asked, samples = samples_of(run, policy, 1.0)
-    right = {}
-    for (_, q), row in zip(asked, samples, strict=True):
-        classes = run.grader.classes([text for text, _ in row])
-        counts = {c: classes.count(c) for c in classes if c is not None}
-        winners = [c for c in counts if counts[c] == max(counts.values())]
-        right[q.id] = float(np.mean([row[classes.index(c)][1] for c in winners])) if winners else 0.0
-    return {"pass_at_1": right, "pass_at_8": right}
+def voted(run: Any, lineage: Lineage) -> dict[str, dict[str, float]]:
+    """The grade of the untouched model's majority answer to every question, of as many samples."""
+    found = Untouched("majority", samples=run.roles["evaluator"].samples).measure(run, lineage, lineage.root)
+    return {"pass_at_1": dict(found.per_item), "pass_at_8": dict(found.per_item)}
 
 
 def report(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Null arms: what a strategy has to beat before it is worth its cost, as plugins like any other.
 
-The untouched model (`Unedited` and `Untouched`), supervised training on the true labels (`GoldAnswers` and `FineTune`), and edits that were
+The untouched model (`Unedited` and `Untouched`), the true labels to train on (`GoldAnswers`, with `finetuning.SFT`), and edits that were
 written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`. `bench` puts them beside every strategy.
 """
 
@@ -16,10 +16,10 @@ from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Equating, Exact
 from selfimprove.hooks import Scores, hookimpl
 from selfimprove.ledger import UNITS
-from selfimprove.models import Completion, Document, Lora, Train
-from selfimprove.payloads import Text
-from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part, Trial
-from selfimprove.rollouts import Asking, Rollouts, asking_of, pass_at_k
+from selfimprove.models import Completion
+from selfimprove.payloads import Rollout, Text
+from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part
+from selfimprove.rollouts import Asking, Rollouts, asking_among, asking_of, classes_of, pass_at_k
 from selfimprove.run import Run
 from selfimprove.task import Question
 
@@ -84,6 +84,10 @@ class Untouched:
             )
         if unknown := sorted(set(self.budget) - set(UNITS)):
             raise ConfigError(f"evaluator.budget wants amounts in {', '.join(UNITS)}; got {', '.join(unknown)}")
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """Raises: AdmissionError, where nobody says how questions are asked."""
+        asking_among(roles)
 
     @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
@@ -151,8 +155,7 @@ class Untouched:
 
     def _voted(self, run: Run, answers: Sequence[Completion]) -> list[int]:
         """An answer of each class that has most votes; none where nobody answered."""
-        grader = run.grader if isinstance(run.grader, Equating) else Exact()
-        classes = grader.classes([c.text for c in answers])
+        classes = classes_of(run.grader if isinstance(run.grader, Equating) else Exact(), answers)
         votes = {c: classes.count(c) for c in classes if c is not None}
         return [classes.index(c) for c, n in votes.items() if n == max(votes.values())]
 
@@ -174,57 +177,24 @@ def _evaluation(questions: Sequence[Question], grades: Sequence[float], metrics:
 
 
 class GoldAnswers(Rollouts):
-    """The true answers of `prompts` training questions a round, as if the model had written them. Takes questions in the order `Rollouts` does."""
+    """The true answers of `prompts` training questions a round, as if the model had written them: rollouts without sampled tokens, so that no policy
+    gradient learns from them. Takes questions in the order `Rollouts` does."""
 
-    produces = (Text,)  # the answers were not sampled, so they are no rollouts
     uses_labels = True
 
     @hookimpl
     def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Run) -> Sequence[Edit]:
         asked = self.questions(run, len(lineage), lineage.root)
         gold = run.task.labels(q for _, q in asked)
-        return [Edit((p.id,), Text(gold[q.id][0], self.asking.prompt(i, q), i.id), group=f"{p.id}/{q.id}") for p in parents for i, q in asked]
+        return [
+            Edit((p.id,), Rollout(gold[q.id][0], self.asking.prompt(i, q), i.id, q.id, chat=self.asking.chat), group=f"{p.id}/{q.id}")
+            for p in parents
+            for i, q in asked
+        ]
 
     def expected(self, run: Run) -> dict[str, float]:
         """Nothing is generated."""
         return {"labels": float(len(self.questions(run, 0)))}
-
-
-@dataclass
-class FineTune:
-    """One child of each parent: the parent, trained on the texts whose reward is above `threshold`, as answers to their prompts.
-
-    Args:
-        lora: mapping of the fields of `selfimprove.models.Lora`; the adapter is merged.
-        threshold: rewards above it count.
-    """
-
-    lora: Lora | Mapping[str, Any]
-    threshold: float = 0.0
-
-    consumes = (Text,)
-    needs = ("policy",)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.lora, Lora):
-            try:
-                self.lora = Lora(**{**self.lora, "targets": tuple(self.lora["targets"]), "merge": True})
-            except (TypeError, KeyError) as e:
-                raise ConfigError(f"updater.lora does not fit: {e}; its fields are {', '.join(Lora.__dataclass_fields__)}") from e
-
-    @hookimpl
-    def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:
-        assert isinstance(self.lora, Lora)
-        chat = asking_of(run).chat
-        kept: dict[str, list[Document]] = {}
-        for trial, reward in zip(trials, rewards, strict=True):
-            if reward.score is not None and reward.score > self.threshold and trial.edit.payload.text:
-                payload = trial.edit.payload
-                kept.setdefault(trial.edit.parents[0], []).append(Document(payload.text, payload.prompt, chat))
-        parents = [lineage[i] for i in kept]
-        seeds = [run.seed_for("update", len(lineage), p.id) for p in parents]
-        trained = run.models.train([Train(p.parts["policy"], tuple(kept[p.id]), self.lora, s) for p, s in zip(parents, seeds, strict=True)])
-        return [p.derive(len(lineage), policy=t.policy) for p, t in zip(parents, trained, strict=True)]
 
 
 class ShuffledEdits:

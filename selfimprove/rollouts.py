@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from selfimprove.errors import ConfigError
-from selfimprove.graders import Answer
+from selfimprove.errors import AdmissionError, ConfigError
+from selfimprove.graders import Answer, Equating
 from selfimprove.hooks import Scores, hookimpl
 from selfimprove.models import Completion, Generate
 from selfimprove.payloads import Rollout
@@ -136,6 +136,10 @@ class PassAtK:
         if self.samples < 1:
             raise ConfigError(f"evaluator.samples is at least 1; got {self.samples}")
 
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """Raises: AdmissionError, where nobody says how questions are asked."""
+        asking_among(roles)
+
     @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
         chosen = [*([lineage.root] if not len(lineage) else []), *candidates]
@@ -175,12 +179,25 @@ class PassAtK:
 
 def asking_of(run: Run) -> Asking:
     """How the run's editor asks, or its rewarder where that is who asks. Raises: ConfigError, where neither asks anything."""
+    return asking_among(run.roles)
+
+
+def asking_among(roles: Mapping[str, Any]) -> Asking:
+    """How these roles ask: an evaluator or updater that goes by it checks that before the run. Raises: AdmissionError, where none asks anything."""
     for role in ("editor", "rewarder"):
-        if isinstance(asking := getattr(run.roles.get(role), "asking", None), Asking):
+        if isinstance(asking := getattr(roles.get(role), "asking", None), Asking):
             return asking
-    raise ConfigError(
+    raise AdmissionError(
         "this evaluator (or updater) asks as the editor or rewarder does, and these ask no questions; choose editor=rollouts, or another evaluator"
     )
+
+
+def classes_of(grader: Equating, answers: Sequence[Rollout | Completion]) -> list[int | None]:
+    """The class of each answer, for a vote; None where there is none.
+
+    A text that the length limit cut has no answer, whatever number it ends with: a vote on those rewards a model for never coming to one.
+    """
+    return [c if a.finished else None for c, a in zip(grader.classes([a.text for a in answers]), answers, strict=True)]
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

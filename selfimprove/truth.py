@@ -48,6 +48,10 @@ class TruthMonitor:
     labels: bool = True
     kl: bool = True
 
+    @property
+    def uses_labels(self) -> bool:
+        return self.labels
+
     @hookimpl(wrapper=True)
     def evaluate(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Generator[None, Any, Any]:
         scores = yield

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from selfimprove import Edit, Evaluation, Lineage, hookimpl
 from selfimprove.errors import ConfigError
+from selfimprove.finetuning import SFT
 from selfimprove.models import Generate
-from selfimprove.nulls import METHODS, FineTune, GoldAnswers, ShuffledEdits, Unedited, Untouched
+from selfimprove.nulls import METHODS, GoldAnswers, ShuffledEdits, Unedited, Untouched
 from selfimprove.payloads import Rollout, Text, payload
 from selfimprove.records import Candidate, Part
 from selfimprove.rewarders import Chance
 from selfimprove.rollouts import Asking
 from selfimprove.session import Session
-from selfimprove.testing import EditorContract, EvaluatorContract, NoopEditor, ScriptedEngine, ToyEvaluator, ToyTask, UpdaterContract, toy_session
+from selfimprove.testing import EditorContract, EvaluatorContract, NoopEditor, ScriptedEngine, ToyEvaluator, ToyTask, toy_session
 
 ASKING = Asking(max_tokens=8)
 LORA = {"rank": 1, "alpha": 1, "targets": ["q_proj"], "learning_rate": 1.0, "epochs": 1}
@@ -32,14 +33,6 @@ class TestUnedited(EditorContract):
 class TestGoldAnswers(EditorContract):
     def make_plugin(self) -> GoldAnswers:
         return GoldAnswers(ASKING, prompts=2, samples=1)
-
-
-class TestFineTune(UpdaterContract):
-    def make_plugin(self) -> FineTune:
-        return FineTune(LORA)
-
-    def make_roles(self) -> dict[str, Any]:
-        return {"editor": GoldAnswers(ASKING, prompts=2, samples=1), "rewarder": Chance(1.0)}
 
 
 class TestUntouched(EvaluatorContract):
@@ -104,7 +97,7 @@ def test_the_test_takes_as_many_samples_as_the_rest_of_the_budget_pays_for(tmp_p
 
 
 def test_supervised_training_learns_the_gold_answers_and_pays_for_the_labels(tmp_path: Path) -> None:
-    roles: dict[str, Any] = {"editor": GoldAnswers(ASKING, 0, 1), "rewarder": Chance(1.0), "updater": FineTune(LORA), "evaluator": ToyEvaluator()}
+    roles: dict[str, Any] = {"editor": GoldAnswers(ASKING, 0, 1), "rewarder": Chance(1.0), "updater": SFT(LORA), "evaluator": ToyEvaluator()}
     session = toy_session(tmp_path, rounds=1, **roles)
     lineage = session.improve()
     questions = [q for i in session.run.task.train for q in i.questions]

@@ -13,9 +13,9 @@ from selfimprove.graders import Equating, equating
 from selfimprove.models import Completion
 from selfimprove.payloads import Rollout
 from selfimprove.records import Part
-from selfimprove.rollouts import Rollouts, asking_of
+from selfimprove.rollouts import Rollouts, asking_of, classes_of
 from selfimprove.task import Item, Question
-from selfimprove_srt.vote import answers, count_votes
+from selfimprove_srt.vote import count_votes
 
 VOTES = "votes"
 """The part of the root that names what the base model voted."""
@@ -53,7 +53,7 @@ def votes_of(lineage: Lineage, run: Run) -> Mapping[str, Ballot]:
 
 
 def _ballot(found: Sequence[Completion], grader: Equating) -> Ballot:
-    classes = answers(grader, found)
+    classes = classes_of(grader, found)
     vote = count_votes(classes)
     return Ballot(answer=None if vote.winner is None else found[classes.index(vote.winner)].text, share=vote.share)
 
@@ -94,7 +94,7 @@ class OfflineMajority:
         for question, members in groups.items():
             ballot = votes.get(question, Ballot(answer=None, share=0.0))
             given = [Rollout(ballot["answer"] or ""), *(trials[i].edit.payload for i in members)]
-            label, *own = answers(grader, given)
+            label, *own = classes_of(grader, given)
             found |= {i: self._evaluation(ballot, label, answer) for i, answer in zip(members, own, strict=True)}
         return [found[i] for i in range(len(trials))]
 

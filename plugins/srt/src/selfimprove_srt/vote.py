@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from selfimprove import Evaluation, Run, Trial, hookimpl
 from selfimprove.errors import ConfigError
-from selfimprove.graders import Equating, equating
-from selfimprove.models import Completion
+from selfimprove.graders import equating
 from selfimprove.payloads import Rollout
+from selfimprove.rollouts import classes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,6 @@ def count_votes(classes: Sequence[int | None]) -> Vote:
         shares=tuple(counts[c] / len(classes) if c is not None else 0.0 for c in classes),
         entropy=-math.fsum(n / voters * math.log(n / voters) for n in counts.values()),
     )
-
-
-def answers(grader: Equating, rollouts: Sequence[Rollout | Completion]) -> list[int | None]:
-    """The class of each answer; None where there is none. A text that the length limit cut has no answer, whatever number it ends with: a
-    vote on those rewards a model for never coming to one."""
-    return [c if r.finished else None for c, r in zip(grader.classes([r.text for r in rollouts]), rollouts, strict=True)]
 
 
 @dataclass
@@ -86,7 +80,7 @@ class MajorityVote:
         groups: dict[str, list[int]] = {}
         for i, trial in enumerate(trials):
             groups.setdefault(trial.edit.group, []).append(i)
-        classes = {g: answers(grader, [trials[i].edit.payload for i in members]) for g, members in groups.items()}
+        classes = {g: classes_of(grader, [trials[i].edit.payload for i in members]) for g, members in groups.items()}
         votes = {g: count_votes(c) for g, c in classes.items()}
         surest = sorted(votes, key=lambda g: -votes[g].share)  # stable: of equally sure questions, the first
         kept = set(surest[: math.ceil(self.keep * len(surest))])
