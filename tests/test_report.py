@@ -78,6 +78,7 @@ def test_arms_and_rounds_stand_in_the_closing_table(tmp_path: Path) -> None:
     rows = {r.name: r for r in closing_rows(history(folder))}
     assert list(rows) == ["untouched", "edits", "after round 1", "after round 2"]
     assert (rows["untouched"].accuracy, rows["untouched"].standard_error, rows["untouched"].items) == (0.25, 0.05, 40)
+    assert "the best candidate is that of round 2" in str(closing_table(folder).caption)
     assert (rows["after round 1"].standard_error, rows["after round 1"].items) == (0.07, 40)
     assert rows["after round 2"].standard_error == pytest.approx(math.sqrt(0.25 / 4))
     text = table_of(folder)

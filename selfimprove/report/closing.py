@@ -44,11 +44,17 @@ def closing_table(folder: Path) -> Table:
     for i, row in enumerate(rows, 1):
         error = "" if row.standard_error is None else f"{row.standard_error:.3f}"
         table.add_row(safe(row.name), f"{row.accuracy:.3f}", error, str(row.items), end_section=i == last_arm)
-    if not rows:
-        table.caption = "no candidate was evaluated; choose one with `evaluator=NAME`"
-    elif said := judged(folder):
-        table.caption = said
+    said = [s for s in (_kept(run), judged(folder)) if s] if rows else ["no candidate was evaluated; choose one with `evaluator=NAME`"]
+    table.caption = "\n".join(said) or None
     return table
+
+
+def _kept(run: History) -> str | None:
+    """Which candidate the run leaves one with; None while nothing has a score."""
+    if (best := run.lineage.best()) is None:
+        return None
+    made = "the untouched root" if best.id == run.lineage.root.id else f"that of round {run.lineage.round_of(best.id) + 1}"
+    return f"the best candidate is {made}; `selfimprove eval` and `export RUN best` take it"
 
 
 def closing_rows(run: History) -> list[Row]:
