@@ -70,7 +70,7 @@ def trained(engine: TorchEngine, folder: Path, observers: Sequence[Any] = (), se
         "updater": PolicyGradient(Lora(4, 8, ("q_proj", "v_proj", "up_proj", "down_proj"), 0.1, 1, batch=64)),
         "evaluator": PassAtK(1, greedy=False),
     }
-    parts = Parts(roles, engine, Sums(), Exact(), [Rounds(ROUNDS), *observers], [TruthMonitor()])
+    parts = Parts(roles, engine, Sums(), Exact(), [Rounds(ROUNDS), *observers], [TruthMonitor()], seed=5)
     return Session(parts, folder).improve()
 
 
