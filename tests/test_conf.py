@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -52,20 +54,33 @@ def test_every_option_says_what_it_is(option: Option) -> None:
     assert option.group in config.GROUPS
 
 
+TASKS, ENGINES = ([o for o in OPTIONS if o.group == g] for g in ("task", "engine"))
+
+
+def composed(strategy: str, row: Sequence[Option]) -> None:
+    chosen = config.compose([f"strategy={strategy}", *(text for option in row for text in override(option))])
+    for option in row:
+        taken = chosen.choices[option.group]
+        assert option.name in (taken if option.group in config.SEVERAL else [taken])
+    config.check(chosen)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_composes_with_every_option_of_every_group(strategy: str) -> None:
     """One option of every group at a time, in as many rows as the largest group has options."""
     groups = [[(o,) for o in OPTIONS if o.group == g] for g in config.GROUPS if g not in ("strategy", "task", "engine")]
-    # The toy engine reads the toy task's size, so these two are chosen together.
-    pairs = [(t, e) for t in OPTIONS for e in OPTIONS if (t.group, e.group) == ("task", "engine") and (e.name != "toy" or t.name == "toy")]
+    real = [e for e in ENGINES if e.name != "toy"]
+    pairs = [(t, real[i % len(real)]) for i, t in enumerate(TASKS)] + [(t, e) for t in TASKS for e in ENGINES if t.name == e.name == "toy"]
     columns = [c for c in [*groups, pairs] if c]
+    assert {o for c in columns for row in c for o in row} == {o for o in OPTIONS if o.group != "strategy"}
     for i in range(max(map(len, columns))):
-        row = [option for column in columns for option in column[i % len(column)]]
-        chosen = config.compose([f"strategy={strategy}", *(text for option in row for text in override(option))])
-        for option in row:
-            taken = chosen.choices[option.group]
-            assert option.name in (taken if option.group in config.SEVERAL else [taken])
-        config.check(chosen)
+        composed(strategy, [option for column in columns for option in column[i % len(column)]])
+
+
+def test_every_task_composes_with_every_engine() -> None:
+    for task, engine in itertools.product(TASKS, ENGINES):
+        if engine.name != "toy" or task.name == "toy":  # the toy engine reads the toy task's size
+            composed("toy", [task, engine])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
