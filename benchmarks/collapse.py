@@ -1,18 +1,19 @@
 """A self-rewarding run that collapses, and what saves it: the same run unguarded, stopped, taken back, and with labels that cannot drift. Resumable.
 
-    python benchmarks/collapse.py
+    python benchmarks/collapse.py --seeds 0 1 2
 
-Every run is SRT on products at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward differ.
-``reward`` and ``truth`` are those of the last round's rollouts, ``kept`` is the validation pass@1 of the candidate that the run leaves one
-with (the last one whose own rollouts were healthy, or the latest or best where nothing watches), and ``root`` that of the untouched model.
-The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
+Every run is SRT on products at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward differ, and
+each seed has questions of its own. ``reward`` and ``truth`` are those of the rollouts of the candidate that the run leaves one with (the last
+one whose own rollouts were healthy, or the latest or best where nothing watches), or of its parent's where it never wrote any; ``last_reward``
+and ``last_truth`` are those of the last round. ``kept`` is that candidate's pass@1 on validation, and ``root`` that of the untouched model.
+All are means over the seeds, whose own stand in ``seeds``. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ RUNS: dict[str, list[str]] = {
 }
 LABELLED = ("gap_stop", "labelled_early_stop")
 """Those that go by labels, which are not label-free."""
+MEANS = ("reward", "truth", "last_reward", "last_truth", "kept", "root")
+CURVES = ("reward", "accuracy", "pseudo_label", "across", "no_answer", "kl")
+"""What the truth monitor saw in each round."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", nargs="+", choices=[*RUNS], default=[*RUNS])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
@@ -52,46 +57,71 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "collapse.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
     options = parser.parse_args()
-    for name in options.runs:
-        folder = options.work / name
-        same = [
-            f"task.train={options.train}",
-            "task.validation=12",
-            f"guard.rounds.rounds={options.rounds}",
-            f"updater.lora.learning_rate={options.rate}",
-        ]
-        train(folder, ["strategy=srt", *RUNS[name], *same, *options.overrides])
-        report(options)
+    for seed in options.seeds:
+        for name in options.runs:
+            same = [
+                f"seed={seed}",
+                f"task.seed={seed}",
+                f"task.train={options.train}",
+                "task.validation=12",
+                f"guard.rounds.rounds={options.rounds}",
+                f"updater.lora.learning_rate={options.rate}",
+            ]
+            train(options.work / f"{name}_s{seed}", ["strategy=srt", *RUNS[name], *same, *options.overrides])
+            report(options)
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the result of all runs there are, and print what they came to."""
-    made: dict[str, Any] = {n: outcome(options.work / n, n) for n in RUNS if (options.work / n / "journal.jsonl").exists()}
+    made: dict[str, Any] = {}
+    for name in RUNS:
+        folders = {seed: options.work / f"{name}_s{seed}" for seed in options.seeds}
+        if found := {str(seed): outcome(folder) for seed, folder in folders.items() if (folder / "journal.jsonl").exists()}:
+            made[name] = {**over_seeds([*found.values()]), "label_free": name not in LABELLED, "seeds": found}
     write_json(options.out, {**made, "command": sys.argv[1:], "commit": commit(), "versions": versions()})
     for name, run in made.items():
-        print(
-            f"{name:20s} reward {_shown(run['reward'])} truth {_shown(run['truth'])} kept {_shown(run['kept'])} root {_shown(run['root'])}",
-            flush=True,
-        )
+        told = "  ".join(f"{metric} {_shown(run[metric])}" for metric in MEANS)
+        print(f"{name:20s} {told}  seeds {' '.join(run['seeds'])}", flush=True)
     plot(made, options.out.with_suffix(".svg"))
 
 
-def outcome(folder: Path, name: str) -> dict[str, Any]:
+def outcome(folder: Path) -> dict[str, Any]:
     """What a run came to."""
     lineage, _, _ = journal.read(folder / "journal.jsonl")
     told = rounds_of(folder)
     last = told["rounds"][-1] if told["rounds"] else {}
+    one = kept(folder)
+    asked = next((i for i in reversed(range(len(lineage))) if one in lineage.round(i).parents), lineage.round_of(one))
+    own = told["rounds"][asked] if 0 <= asked < len(lineage) else {}
     return {
-        "reward": last.get("reward"),
-        "truth": last.get("accuracy"),
+        "reward": own.get("reward"),
+        "truth": own.get("accuracy"),
+        "last_reward": last.get("reward"),
+        "last_truth": last.get("accuracy"),
+        "kept": lineage.score(one),
         "root": lineage.score(lineage.root.id),
-        "kept": lineage.score(kept(folder)),
-        "label_free": name not in LABELLED,
         "rounds": len(lineage),
-        "curve": [{k: r[k] for k in ("reward", "accuracy", "pseudo_label", "across", "no_answer", "kl") if k in r} for r in told["rounds"]],
+        "curve": [{k: r[k] for k in CURVES if k in r} for r in told["rounds"]],
         "ledger": told["ledger"],
         "config": told["config"],
     }
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means over the runs of all seeds: of each number, and by round over those that came so far (``runs`` says how many)."""
+    longest = max(r["rounds"] for r in runs)
+    curve = []
+    for i in range(longest):
+        there = [r["curve"][i] for r in runs if i < r["rounds"]]
+        means = {metric: mean([point.get(metric) for point in there]) for metric in CURVES}
+        curve.append({metric: m for metric, m in means.items() if m is not None} | {"runs": len(there)})
+    return {**{metric: mean([r[metric] for r in runs]) for metric in MEANS}, "rounds": longest, "curve": curve}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that there are; None without any."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
 
 
 def kept(folder: Path) -> str:
@@ -114,21 +144,29 @@ def _shown(value: float | None) -> str:
 
 
 def plot(made: Mapping[str, Any], path: Path) -> None:
-    """Reward against truth over the rounds of every run."""
+    """Reward against truth over the rounds: a panel for every run, a thin line for every seed, the mean in bold."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(made), figsize=(2.6 * len(made), 2.8), sharey=True, squeeze=False)
-    for axis, (name, run) in zip(axes[0], made.items(), strict=True):
-        for metric, label in (("reward", "reward"), ("accuracy", "truth"), ("across", "share of the commonest answer")):
-            points = [(i + 1, r[metric]) for i, r in enumerate(run["curve"]) if metric in r]
-            axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=label)
+    columns = min(4, len(made))
+    rows = -(-len(made) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(made) :]:
+        axis.axis("off")
+    for axis, (name, run) in zip(axes.flat, made.items(), strict=False):
+        for colour, (metric, label) in enumerate((("reward", "reward"), ("accuracy", "truth"), ("across", "share of the commonest answer"))):
+            for curve, width in (*((r["curve"], 0.5) for r in run["seeds"].values()), (run["curve"], 1.8)):
+                points = [(i + 1, r[metric]) for i, r in enumerate(curve) if metric in r]
+                axis.plot(
+                    [x for x, _ in points], [y for _, y in points], f"C{colour}", linewidth=width, label=label if curve is run["curve"] else None
+                )
         axis.set(title=name.replace("_", " "), xlabel="round", ylim=(-0.02, 1.02))
     axes[0][0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
