@@ -179,7 +179,7 @@ def loss(bench: Bench) -> Iterator[Work]:
     weight = torch.full((POSITIONS,), 1 / POSITIONS, device=bench.device)
 
     def chunks(rows: int) -> Tensor:
-        return head_gradient(hidden, frozen, targets, lambda part, logprobs: (-logprobs, weight[part]), rows)[1]
+        return head_gradient(hidden, frozen, targets, lambda logprobs: (-logprobs, weight), rows)[1]
 
     def whole() -> Tensor:
         states = hidden.clone().requires_grad_()

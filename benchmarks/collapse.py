@@ -3,10 +3,11 @@
     python benchmarks/collapse.py --seeds 0 1 2
 
 Every run is SRT on products at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward differ, and
-each seed has questions of its own. ``reward`` and ``truth`` are those of the rollouts of the candidate that the run leaves one with (the last
-one whose own rollouts were healthy, or the latest or best where nothing watches), or of its parent's where it never wrote any; ``last_reward``
-and ``last_truth`` are those of the last round. ``kept`` is that candidate's pass@1 on validation, and ``root`` that of the untouched model.
-All are means over the seeds, whose own stand in ``seeds``. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
+each seed has questions of its own. Told of the candidate that a run leaves one with (the last one whose own rollouts were healthy, or the
+latest or best where nothing watches): ``truth``, its pass@1 on validation, as ``root`` is the untouched model's; ``reward``, what its rollouts
+paid themselves, and ``rollout_truth``, how many of them were right (its parent's, where it wrote none). ``last_reward`` and ``last_truth`` are
+those of the last round's rollouts. All are means over the seeds, whose own stand in ``seeds``. The result is
+benchmarks/results/collapse.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ RUNS: dict[str, list[str]] = {
 }
 LABELLED = ("gap_stop", "labelled_early_stop")
 """Those that go by labels, which are not label-free."""
-MEANS = ("reward", "truth", "last_reward", "last_truth", "kept", "root")
-CURVES = ("reward", "accuracy", "pseudo_label", "across", "no_answer", "kl")
-"""What the truth monitor saw in each round."""
+MEANS = ("reward", "truth", "root", "rollout_truth", "last_reward", "last_truth")
+CURVES = ("reward", "accuracy", "validation_pass_at_1", "pseudo_label", "across", "no_answer", "kl")
+"""What the truth monitor saw in each round, and the validation score of what the round made."""
+DRAWN = {"reward": "reward", "accuracy": "truth of the rollouts", "validation_pass_at_1": "truth on validation"}
 
 
 def main() -> None:
@@ -95,11 +97,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     own = told["rounds"][asked] if 0 <= asked < len(lineage) else {}
     return {
         "reward": own.get("reward"),
-        "truth": own.get("accuracy"),
+        "truth": lineage.score(one),
+        "root": lineage.score(lineage.root.id),
+        "rollout_truth": own.get("accuracy"),
         "last_reward": last.get("reward"),
         "last_truth": last.get("accuracy"),
-        "kept": lineage.score(one),
-        "root": lineage.score(lineage.root.id),
         "rounds": len(lineage),
         "curve": [{k: r[k] for k in CURVES if k in r} for r in told["rounds"]],
         "ledger": told["ledger"],
@@ -156,7 +158,7 @@ def plot(made: Mapping[str, Any], path: Path) -> None:
     for axis in axes.flat[len(made) :]:
         axis.axis("off")
     for axis, (name, run) in zip(axes.flat, made.items(), strict=False):
-        for colour, (metric, label) in enumerate((("reward", "reward"), ("accuracy", "truth"), ("across", "share of the commonest answer"))):
+        for colour, (metric, label) in enumerate(DRAWN.items()):
             for curve, width in (*((r["curve"], 0.5) for r in run["seeds"].values()), (run["curve"], 1.8)):
                 points = [(i + 1, r[metric]) for i, r in enumerate(curve) if metric in r]
                 axis.plot(

@@ -2,7 +2,7 @@
 
     r_i    = reward of rollout i  (− β Σ_t log π_sampled(y_t)/π_ref(y_t), where the KL term is in the reward)
     A_it   = advantage of rollout i within its group            (`ADVANTAGES`)
-    ρ_it   = π(y_it) / π_sampled(y_it)
+    ρ_it   = π(y_it) / π_sampled(y_it), or Π_t of those, where a rollout's ratio is clipped as a whole
     loss   = Σ_i Σ_t w_i (−min(ρ_it A_it, clip(ρ_it) A_it) + β KL(π ‖ π_ref) + λ H(π))
 
 The steps themselves are the engine's (`models/reinforce.py`).
@@ -65,6 +65,8 @@ class PolicyGradient:
         lora: the adapter's shape and optimizer, as a mapping of the fields of `selfimprove.models.Lora`: `batch` rollouts a step, `epochs`
             passes over all of them; `trainer` is ``bank``, or ``trl`` for TRL's GRPOTrainer.
         clip_low, clip_high: how far the ratio of new to old probability counts.
+        ratio: whose: each ``token``'s (verl's, in which SRT is written), or that of the whole ``sequence`` (TRL's for RLOO), whose loss
+            −min(ρA, clip(ρ)A) then stands once.
         beta: weight of the KL divergence from the reference.
         kl: where it stands: ``loss`` (GRPO; Schulman's k3, by token) or ``reward`` (RLOO; the sum of log π_sampled − log π_ref).
         reference: ``root``; ``previous``, the policy that the rollouts were sampled from; or ``ema``, the part ``policy.ema``: the average of
@@ -87,6 +89,7 @@ class PolicyGradient:
     credit: str = "none"
     entropy: float = 0.0
     longest: int = 64
+    ratio: str = "token"
 
     consumes = (Rollout,)
     needs = ("policy",)
@@ -97,11 +100,14 @@ class PolicyGradient:
             ("kl", ("loss", "reward")),
             ("reference", ("root", "previous", "ema")),
             ("credit", ("none", "own", "to_go")),
+            ("ratio", ("token", "sequence")),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"updater.{name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
         if self.beta and self.kl == "reward" and self.reference == "previous":
             raise ConfigError("updater.kl=reward is 0 against reference=previous, which sampled the rollouts itself; choose root or ema")
+        if self.ratio == "sequence" and (self.credit != "none" or self.algorithm != "rloo"):
+            raise ConfigError("updater.ratio=sequence has one advantage and one loss for a rollout; choose algorithm=rloo and credit=none")
         if self.longest < 1 or not 0 <= self.decay <= 1:
             raise ConfigError(f"updater wants longest >= 1 and decay between 0 and 1; got {self.longest} and {self.decay}")
         self.lora = Lora.of(self.lora)
@@ -116,7 +122,7 @@ class PolicyGradient:
             )
 
     def objective(self, temperature: float) -> Objective:
-        return Objective(self.clip_low, self.clip_high, self.beta if self.kl == "loss" else 0.0, temperature, self.entropy)
+        return Objective(self.clip_low, self.clip_high, self.beta if self.kl == "loss" else 0.0, temperature, self.entropy, self.ratio)
 
     @hookimpl
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:

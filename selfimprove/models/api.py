@@ -216,8 +216,12 @@ class Objective:
     """At which the samples were drawn; logits are divided by it."""
     entropy: float = 0.0
     """Weight of the entropy of the distribution that each token is drawn from: above 0 it becomes smaller, below 0 (an entropy bonus) larger."""
+    ratio: str = "token"
+    """Whose ratio is clipped: each ``token``'s own, or that of the whole ``sequence``, the product of its tokens'."""
 
     def __post_init__(self) -> None:
+        if self.ratio not in ("token", "sequence"):
+            raise ConfigError(f"Objective.ratio is 'token' or 'sequence'; got {self.ratio!r}")
         if min(self.clip_low, self.clip_high, self.beta) < 0 or not self.temperature > 0:
             raise ConfigError(
                 "Objective wants clip_low, clip_high and beta >= 0 and temperature > 0; got "
@@ -244,6 +248,8 @@ class Reinforce:
             raise ConfigError("Reinforce goes on from round to round, so its lora has schedule=constant, warmup=0 and merge=false")
         if self.lora.trainer == "trl" and self.objective.entropy:
             raise ConfigError("lora.trainer=trl takes no entropy term; choose lora.trainer=bank")
+        if self.lora.trainer == "trl" and self.objective.ratio != "token":
+            raise ConfigError("lora.trainer=trl clips the ratios of tokens; choose ratio=token, or lora.trainer=bank")
 
 
 @dataclass(frozen=True, slots=True)

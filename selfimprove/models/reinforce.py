@@ -20,17 +20,33 @@ WEIGHTS = 2
 """The column of `Encoded.values` that holds a token's weight."""
 
 
-def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, objective: Objective) -> Tensor:
-    """The loss of each token, (N,) five times: −min(ρA, clip(ρ)A) + β·k3, with ρ = π/π_old and k3 = π_ref/π − log(π_ref/π) − 1.
+def surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, objective: Objective, lengths: Tensor) -> Tensor:
+    """The loss of each token: −min(ρA, clip(ρ)A) + β·k3, with ρ = π/π_old and k3 = π_ref/π − log(π_ref/π) − 1.  (N,) four times, (S,) -> (N,)
 
-    Sources: Schulman et al. 2017 (arXiv 1707.06347), equation 7; Shao et al. 2024 (arXiv 2402.03300), equations 3 and 4.
+    Where the ratio is a sequence's, each of its T tokens has the T-th part of −min(ρA, clip(ρ)A).
+
+    Args:
+        lengths: tokens of every sequence; they stand one after another.
+
+    Sources: Schulman et al. 2017 (arXiv 1707.06347), equation 7; Shao et al. 2024 (arXiv 2402.03300), equations 3 and 4; for whole sequences
+    Ahmadian et al. 2024 (arXiv 2402.14740), to whom a completion is one action.
     """
-    ratio = (logprobs - old).exp()
+    ratio = ratios(logprobs - old, objective, lengths)
     clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if objective.ratio == "sequence":
+        loss = loss / lengths.repeat_interleave(lengths)
     if objective.beta:
         loss = loss + objective.beta * k3(reference - logprobs)
     return loss
+
+
+def ratios(gap: Tensor, objective: Objective, lengths: Tensor) -> Tensor:
+    """π/π_old at every token, its own or its whole sequence's, from the gaps log π − log π_old.  (N,), (S,) -> (N,)"""
+    if objective.ratio == "token":
+        return gap.exp()
+    whose = torch.arange(len(lengths), device=gap.device).repeat_interleave(lengths)  # (N,)
+    return gap.new_zeros(len(lengths)).index_add(0, whose, gap).exp()[whose]
 
 
 def k3(gap: Tensor) -> Tensor:
@@ -74,15 +90,16 @@ def reinforce(
 
 def weigher(rows: Sequence[tuple[int, Encoded]], objective: Objective) -> Weigh:
     """The surrogate's loss and derivative at the tokens of these rows."""
-    values = torch.cat([d.values for _, d in rows if d.values is not None])  # (N, 4)
+    each = [d.values for _, d in rows if d.values is not None]
 
-    def weigh(part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        old, advantages, weights, reference = values[part].to(logprobs.device, logprobs.dtype).T
+    def weigh(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        old, advantages, weights, reference = torch.cat(each).to(logprobs.device, logprobs.dtype).T  # (N,) each
+        lengths = torch.tensor([len(v) for v in each], device=logprobs.device)
         with torch.enable_grad():
             variable = logprobs.detach().requires_grad_()
-            loss = surrogate(variable, old, advantages, reference, objective) * weights
+            loss = surrogate(variable, old, advantages, reference, objective, lengths) * weights
             [slope] = torch.autograd.grad(loss.sum(), variable)
-        ratio = (logprobs - old).exp()
+        ratio = ratios(logprobs - old, objective, lengths)
         clipped = (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
         return torch.stack([loss.detach(), k3(logprobs - old), clipped.to(loss.dtype), torch.ones_like(loss)], dim=1), -slope
 

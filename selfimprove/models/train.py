@@ -21,8 +21,8 @@ SOFTMAX_ROWS = 32
 
 Batch = tuple[int, list[Encoded]]
 """The slot of an adapter, and the documents that it takes a step on."""
-Weigh = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""From the log-probabilities of some targets: what is told about each, and the loss's derivative by minus each. (N,) -> (N,), (N,)"""
+Weigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the log-probabilities of all targets: what is told about each, and the loss's derivative by minus each. (N,) -> (N, …), (N,)"""
 Loss = Callable[[Sequence[tuple[int, Encoded]], Tensor, Tensor], Weigh]
 """From the rows of a pass with their owners, the owner of every target and the targets of every owner. (N,), (G,)"""
 
@@ -60,7 +60,7 @@ def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: i
 def likelihood(rows: Sequence[tuple[int, Encoded]], owner: Tensor, counts: Tensor) -> Weigh:
     """The mean over each adapter's targets of minus the log-likelihood."""
     weight = 1.0 / counts.double().clamp(min=1)[owner]
-    return lambda part, logprobs: (-logprobs, weight[part])
+    return lambda logprobs: (-logprobs, weight)
 
 
 def backward(
@@ -128,11 +128,12 @@ def head_gradient(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     space = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))
     slope = torch.empty_like(space) if entropy is not None else None  # of the entropy, by the logits
-    told, grad = [], torch.empty_like(hidden)
+    grad = torch.empty_like(hidden)  # of minus the log-probability, until all are known and the loss can weigh them
+    sharper = torch.empty_like(hidden) if entropy is not None else None  # of the entropy
+    logprobs, entropies = [], []
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
         logits = frozen.logits(hidden[part], space[: len(hidden[part])])
-        logprobs, entropies = [], []
         for at in range(0, len(logits), SOFTMAX_ROWS):
             few, wanted = logits[at : at + SOFTMAX_ROWS], targets[part][at : at + SOFTMAX_ROWS, None]
             scaled = few.to(wide) if temperature == 1 else few.to(wide) / temperature
@@ -143,13 +144,15 @@ def head_gradient(
                 entropies.append(-(p * logs).sum(dim=1))
                 slope[at : at + len(few)] = -p * (logs + entropies[-1][:, None])
             few.copy_(p.scatter_add_(1, wanted, p.new_full((1, 1), -1.0).expand(len(p), 1)))
-        found, weight = weigh(part, torch.cat(logprobs))
-        grad[part] = (logits @ frozen.head) * weight[:, None].to(wide) / temperature
-        if slope is not None and entropy is not None:
-            found[:, 0] += entropy[part] * torch.cat(entropies)
-            grad[part] += (slope[: len(logits)] @ frozen.head) * entropy[part, None].to(wide) / temperature
-        told.append(found)
-    return torch.cat(told), grad
+        torch.mm(logits, frozen.head, out=grad[part])
+        if slope is not None and sharper is not None:
+            torch.mm(slope[: len(logits)], frozen.head, out=sharper[part])
+    told, weight = weigh(torch.cat(logprobs))
+    grad *= weight[:, None].to(wide) / temperature
+    if sharper is not None and entropy is not None:
+        told[:, 0] += entropy * torch.cat(entropies)
+        grad += sharper * (entropy[:, None].to(wide) / temperature)
+    return told, grad
 
 
 @torch.no_grad()

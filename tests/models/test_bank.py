@@ -273,7 +273,7 @@ def test_the_heads_gradient_is_that_of_the_cross_entropy(
     hidden = (sharpness * torch.randn(7, frozen.head.shape[1], generator=chance)).to(frozen.dtype).requires_grad_()
     targets = torch.randint(0, len(frozen.head), (7,), generator=chance)
     weight = torch.rand(7, generator=chance, dtype=torch.float64)
-    weigh = lambda part, logprobs: (-logprobs, weight[part])  # noqa: E731
+    weigh = lambda logprobs: (-logprobs, weight)  # noqa: E731
     losses, grad = head_gradient(hidden.detach(), frozen, targets, weigh, logit_rows, temperature)
     expected = torch.nn.functional.cross_entropy(frozen.logits(hidden) / temperature, targets, reduction="none")
     (expected * weight).sum().backward()

@@ -88,9 +88,17 @@ def test_the_surrogate_by_hand() -> None:
     """Ratios of 1, 2 and 1/2 with advantages of either sign, clipped at 0.8 and 1.3, and a KL term of weight 1/2."""
     new, old = torch.tensor([-1.0, -1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0 - math.log(2), -1.0 + math.log(2), -1.0 - math.log(2)])
     advantages, reference = torch.tensor([3.0, 3.0, -2.0, -2.0]), torch.tensor([-1.0, -1.0, -1.0, -1.5])
-    found = surrogate(new, old, advantages, reference, Objective(0.2, 0.3, 0.5))
+    found = surrogate(new, old, advantages, reference, Objective(0.2, 0.3, 0.5), torch.tensor([4]))
     kl = math.exp(-0.5) + 0.5 - 1
     assert found.tolist() == pytest.approx([-3.0, -3.0 * 1.3, 2.0 * 0.8, 2.0 * 2.0 + 0.5 * kl], rel=1e-6)
+
+
+def test_the_surrogate_of_whole_sequences_by_hand() -> None:
+    """Ratios of 2 · 1/4 and of 3/2 with advantages 2 and −1: clipped at 0.8 for the first, whose two tokens share it, free for the second."""
+    gap = torch.tensor([math.log(2), -math.log(4), math.log(1.5)])
+    old = torch.full((3,), -1.0)
+    found = surrogate(old + gap, old, torch.tensor([2.0, 2.0, -1.0]), old, Objective(ratio="sequence"), torch.tensor([2, 1]))
+    assert found.tolist() == pytest.approx([-0.5 * 2 / 2, -0.5 * 2 / 2, 1.5], rel=1e-6)
 
 
 @given(st.lists(st.tuples(*[st.floats(-6, 0, allow_subnormal=False)] * 2, st.floats(-3, 3, allow_subnormal=False)), min_size=1, max_size=20))
@@ -98,13 +106,15 @@ def test_on_policy_the_gradient_is_that_of_reinforce(rows: list[tuple[float, flo
     """Where nothing has moved yet, clipping does not matter: d loss / d log π = −A."""
     values = torch.tensor(rows, dtype=torch.float64)
     logprobs = values[:, 0].clone().requires_grad_()
-    surrogate(logprobs, values[:, 0], values[:, 2], values[:, 1], Objective()).sum().backward()
+    surrogate(logprobs, values[:, 0], values[:, 2], values[:, 1], Objective(), torch.tensor([len(rows)])).sum().backward()
     assert logprobs.grad is not None
     assert torch.allclose(logprobs.grad, -values[:, 2])
 
 
 @pytest.mark.parametrize(
-    "objective", [Objective(), Objective(0.05, 0.1, 0.3, 0.7), Objective(0.05, 0.1, 0.3, 0.7, -0.4)], ids=["plain", "clip-kl-temperature", "entropy"]
+    "objective",
+    [Objective(), Objective(0.05, 0.1, 0.3, 0.7), Objective(0.05, 0.1, 0.3, 0.7, -0.4), Objective(0.5, 5, 0.3, 0.7, ratio="sequence")],
+    ids=["plain", "clip-kl-temperature", "entropy", "sequence"],
 )
 def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., TorchEngine], tiny: Any, objective: Objective) -> None:
     """Three adapters with ragged samples and old log-probabilities off the present ones, against PEFT one sample at a time, in float64."""
@@ -152,8 +162,10 @@ def peer_loss(model: Any, start: Sequence[int], s: Sample, o: Objective) -> Tens
     logs = logits.log_softmax(-1)
     logprobs, entropies = logs.gather(1, torch.tensor(s.ids)[:, None]).squeeze(1), -(logs.exp() * logs).sum(-1)
     old, advantages, weights, reference = (torch.tensor(x, dtype=torch.float64) for x in (s.logprobs, s.advantages, s.weights, s.reference))
-    ratio = torch.exp(logprobs - old)
-    gain = torch.stack([ratio * advantages, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * advantages]).min(dim=0).values
+    ratio, advantage = torch.exp(logprobs - old), advantages
+    if o.ratio == "sequence":
+        ratio, advantage = ratio.prod(), advantages / len(s.ids)
+    gain = torch.stack([ratio * advantage, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * advantage]).min(dim=0).values
     divergence = torch.exp(reference - logprobs) - (reference - logprobs) - 1
     loss: Tensor = ((o.beta * divergence - gain + o.entropy * entropies) * weights).sum()
     return loss

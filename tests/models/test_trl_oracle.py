@@ -147,7 +147,7 @@ def request_of(updater: PolicyGradient, folder: Path, steps: list[Any]) -> Reinf
 @pytest.mark.parametrize("by_token", [False, True], ids=["score", "credit"])
 @pytest.mark.parametrize(("kind", "beta"), [("grpo", 0.0), ("grpo", 0.3), ("dr_grpo", 0.0), ("dr_grpo", 0.3), ("rloo", 0.0)])
 def test_gradients_equal_those_of_trl(taught: Class, tmp_path: Path, kind: str, beta: float, by_token: bool) -> None:
-    """Ragged rollouts, old log-probabilities off the present ones. RLOO clips per sequence in TRL and per token here, so it is compared on policy."""
+    """Ragged rollouts, old log-probabilities off the present ones. RLOO's ratios are of sequences in TRL and of tokens here, so it is on policy."""
     if kind == "rloo" and by_token:
         pytest.skip("TRL's RLOO has one advantage for a sequence")
     old, reference = taught.moved(0.0 if kind == "rloo" else 0.1), taught.moved(0.2)
@@ -161,6 +161,29 @@ def test_gradients_equal_those_of_trl(taught: Class, tmp_path: Path, kind: str, 
     taught.step(request_of(updater, tmp_path / "run", steps))
     advantages = padded([list(a or ()) for a in found]) if by_token else torch.tensor([a[0] for a in found if a], dtype=torch.float64)
     taught.compare(taught.oracle(kind, tmp_path / "trl", beta=beta), taught.inputs(advantages, old, reference))
+
+
+def test_several_steps_of_rloo_are_those_of_trl(taught: Class, tmp_path: Path) -> None:
+    """Ratios of sequences, from old log-probabilities that stay while the weights move: three steps of plain descent on both sides."""
+    old = taught.moved(0.1)
+    rollouts = taught.rollouts(old)
+    rewards = torch.rand(4, generator=taught.chance, dtype=torch.float64).tolist()
+    updater = PolicyGradient(LORA, "rloo", 0.05, 0.1, ratio="sequence")
+    trials = [Trial(Edit(("p",), r, "g"), Candidate(str(i), {})) for i, r in enumerate(rollouts)]
+    found = updater.advantages(trials, [Evaluation(r) for r in rewards])
+    request = request_of(updater, tmp_path / "run", [(r, a, ()) for r, a in zip(rollouts, found, strict=True)])
+    advantages = torch.tensor([a[0] for a in found if a], dtype=torch.float64)
+    oracle = taught.oracle("rloo", tmp_path / "trl", beta=0.0)
+    clipped = []
+    for _ in range(3):
+        taught.step(request)
+        taught.compare(oracle, taught.inputs(advantages, old, old))
+        clipped.append(oracle._metrics["train"]["clip_ratio/region_mean"][-1])
+        with torch.no_grad():
+            for p in (*taught.bank.parameters(), *(p for n, p in oracle.model.named_parameters() if ".default." in n)):
+                p -= 0.02 * p.grad
+    assert min(clipped) > 0, "some sequences are clipped"
+    assert max(clipped) < 1, "some sequences are not"
 
 
 def test_the_kl_term_in_the_reward_is_that_of_trl(taught: Class, tmp_path: Path) -> None:
