@@ -1,7 +1,7 @@
 """Rewards without labels against the truth, chance and no training at all, on products of small numbers. Resumable: run it again after a kill.
 
     python benchmarks/srt_arithmetic.py --seeds 0 1 2
-    python benchmarks/srt_arithmetic.py --arms srt true_labels --rounds 10
+    python benchmarks/srt_arithmetic.py --arms srt em_ft self_rewarding star spin --seeds 0 1 2 --out benchmarks/results/srt_siblings.json
 
 For each seed (questions of its own) it trains one run per arm on the train split, each on as many rollouts, then opens the sealed test split in a
 process of its own and measures the last candidate. The untrained arms are the root: sampled at temperature 1, greedily, at the temperature that is
@@ -36,7 +36,13 @@ TRAINED = {
     "offline": ["rewarder=majority_offline"],
     "self_certainty": ["rewarder=self_certainty"],
     "entropy": ["rewarder=token_entropy"],
+    "em_ft": ["rewarder=token_entropy", "updater=em_ft"],
+    "self_rewarding": ["rewarder=self_judge", "rewarder.samples=1", "updater=self_rewarding"],
+    "star": ["rewarder=verifier", "updater=star"],
+    "spin": ["rewarder=verifier", "updater=spin"],
 }
+MAIN = ("srt", "true_labels", "random_reward", "offline", "self_certainty", "entropy")
+"""Those that are trained where no others are named."""
 SETTING = ["editor.levels=[0]"]
 """What every run has: it trains on products of one-digit numbers; validation and the sealed test hold longer ones too."""
 UNTRAINED = ("untrained", "untrained_greedy", "untrained_best_temperature", "majority")
@@ -47,7 +53,7 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", choices=[*TRAINED], default=[*TRAINED])
+    parser.add_argument("--arms", nargs="+", choices=[*TRAINED], default=[*MAIN])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--train", type=int, default=40, help="training questions")
     parser.add_argument("--test", type=int, default=30, help="sealed questions")

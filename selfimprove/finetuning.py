@@ -48,15 +48,18 @@ class SFT:
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:
         assert isinstance(self.lora, Lora)
         requests: list[tuple[Candidate, Train]] = []
-        kept = self.kept(trials, rewards)
-        for parent_id in dict.fromkeys(t.edit.parents[0] for t in kept):
+        taught = self.taught(trials, rewards, lineage, run)
+        for parent_id in dict.fromkeys(p for p, _ in taught):
             parent = lineage[parent_id]
             start = (lineage.root if self.restart else parent).parts["policy"]
-            own = [t.edit.payload for t in kept if t.edit.parents[0] == parent_id]
-            documents = tuple(Document(r.text, r.prompt, r.chat) for r in own)
+            documents = tuple(d for p, d in taught if p == parent_id)
             requests.append((parent, Train(start, documents, self.lora, run.seed_for("update", len(lineage), parent_id))))
         trained = run.models.train([r for _, r in requests])
         return [parent.derive(len(lineage), policy=t.policy) for (parent, _), t in zip(requests, trained, strict=True)]
+
+    def taught(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> list[tuple[str, Document]]:
+        """What is learnt, with the parent that learns it: the rollouts that were kept."""
+        return [(t.edit.parents[0], as_document(t.edit.payload)) for t in self.kept(trials, rewards)]
 
     def kept(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> list[Trial]:
         """The trials to learn from, question after question: the best rewarded first, ties in order."""
@@ -124,6 +127,11 @@ class DPO:
                 r = chosen.edit.payload
                 found.append((chosen.edit.parents[0], Pair(r.prompt, r.text, rejected.edit.payload.text, r.chat)))
         return found
+
+
+def as_document(rollout: Rollout) -> Document:
+    """A rollout as a text to learn."""
+    return Document(rollout.text, rollout.prompt, rollout.chat)
 
 
 def complete(trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> dict[str, list[tuple[float, Trial]]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from selfimprove.cli import main
 from selfimprove.errors import ConfigError
-from selfimprove.graders import Exact
+from selfimprove.graders import Contains, Exact
 from selfimprove.models import Generate
 from selfimprove.payloads import Rollout
 from selfimprove.records import Edit, Evaluation, Trial
@@ -22,7 +22,7 @@ from selfimprove.rewarders import Verifier
 from selfimprove.rollouts import PassAtK, Rollouts
 from selfimprove.session import Session
 from selfimprove.testing import RewarderContract, ScriptedEngine, UpdaterContract, toy_session
-from selfimprove_label_free import SPIN, EntropyMinimisation, SelfJudge, TokenEntropy
+from selfimprove_label_free import SPIN, EntropyMinimisation, SelfJudge, STaR, TokenEntropy
 from selfimprove_label_free.judge import points
 
 LORA: dict[str, Any] = {"rank": 1, "alpha": 1, "targets": ["q_proj"], "learning_rate": 1.0, "epochs": 1, "batch": 4}
@@ -180,12 +180,78 @@ def test_a_game_that_is_none_is_refused() -> None:
         SPIN(SELF_PLAY, reference="root")
 
 
+# ---- STaR ----
+
+
+def self_taught(folder: Path, hint: str | None) -> tuple[list[tuple[str, Any]], list[str], Session]:
+    """What is learnt of two questions, the first of which is answered rightly without a hint; what was asked; and the session."""
+    asked: list[str] = []
+
+    def script(request: Generate, known: Any) -> str:
+        asked.append(request.prompt)
+        return f"Since you say so: {request.prompt.rpartition('[')[2].rstrip(']')}"
+
+    one = session(folder, ScriptedEngine(script), updater=(updater := STaR(LORA, keep=1, hint=hint)), rewarder=Verifier())
+    one.run.grader = Contains()
+    first, second = one.run.task.train[0].questions[:2]
+    gold = one.run.task.labels([first, second])
+    rollouts = [
+        Rollout("no idea", "p1", question=first.id),
+        Rollout(f"It is {gold[first.id][0]}.", "p1", question=first.id),
+        Rollout("no {answer}", "p2 {answer}", question=second.id),
+        Rollout("nor now", "p2 {answer}", question=second.id),
+    ]
+    root = one.lineage.root
+    trials = [Trial(Edit((root.id,), r, r.question), root.derive(i)) for i, r in enumerate(rollouts)]
+    rewards = [Evaluation(0.0), Evaluation(1.0), Evaluation(0.0), Evaluation(0.0)]
+    with one.run.stage("update", 1):
+        return updater.taught(trials, rewards, one.lineage, one.run), asked, one
+
+
+def test_what_was_answered_with_a_hint_is_learnt_without_it(tmp_path: Path) -> None:
+    found, asked, one = self_taught(tmp_path, "{prompt} [{answer}]")
+    first, second = one.run.task.train[0].questions[:2]
+    gold = one.run.task.labels([first, second])
+    answer = gold[second.id][0]
+    assert asked == [f"p2 {{answer}} [{answer}]"], "only the question that nobody answered is asked again, and its prompt is no template"
+    assert [(d.prompt, d.text) for _, d in found] == [("p1", f"It is {gold[first.id][0]}."), ("p2 {answer}", f"Since you say so: {answer}")]
+
+
+def test_a_rationalisation_that_ends_wrongly_is_not_learnt(tmp_path: Path) -> None:
+    found, asked, _ = self_taught(tmp_path, "{prompt} {answer} [never mind")
+    assert len(asked) == 1
+    assert [d.prompt for _, d in found] == ["p1"]
+
+
+def test_without_a_hint_no_label_is_read(tmp_path: Path) -> None:
+    found, asked, _ = self_taught(tmp_path, None)
+    assert asked == []
+    assert [d.prompt for _, d in found] == ["p1"]
+    assert (STaR(LORA).uses_labels, STaR(LORA, hint=None).uses_labels) == (True, False)
+
+
+class TestSTaR(UpdaterContract):
+    def make_plugin(self) -> Any:
+        return STaR(dict(LORA), hint="{prompt} ({answer})")
+
+    def make_roles(self) -> dict[str, Any]:
+        return {r: p for r, p in roles(rewarder=Verifier()).items() if r != "updater"}
+
+    def make_session(self, folder: Path) -> Session:
+        return session(folder, updater=self.make_plugin(), rewarder=Verifier())
+
+
+def test_a_hint_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs the field {answer}"):
+        STaR(LORA, hint="{prompt}")
+
+
 # ---- strategies ----
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "intuitor": {"updater.algorithm": "grpo", "updater.beta": 0.005, "editor.samples": 8},
-    "em_rl_token": {"updater.algorithm": "rloo"},
-    "em_rl_sequence": {"updater.algorithm": "rloo"},
+    "intuitor": {"updater.algorithm": "grpo", "updater.beta": 0.005, "updater.kl": "loss", "editor.samples": 8},
+    "em_rl_token": {"updater.algorithm": "rloo", "updater.beta": 0.001, "updater.kl": "loss", "editor.samples": 4},
+    "em_rl_sequence": {"updater.algorithm": "rloo", "updater.beta": 0.001, "updater.kl": "loss", "editor.samples": 4},
     "em_ft": {"updater._target_": "selfimprove_label_free.EntropyMinimisation"},
     "self_rewarding": {
         "editor.samples": 4,
@@ -196,7 +262,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "updater.beta": 0.1,
         "updater.lora.batch": 16,
     },
-    "star": {"editor.prompts": 0, "editor.samples": 1, "updater.restart": True, "updater.keep": 1},
+    "star": {
+        "editor.prompts": 0,
+        "editor.samples": 1,
+        "editor.asking.temperature": 0.0,
+        "updater.restart": True,
+        "updater.keep": 1,
+        "updater.lora.batch": 8,
+        "updater.hint": "{prompt}\n({answer})",
+    },
     "rest_em": {"editor.samples": 32, "editor.asking.temperature": 0.7, "updater.restart": True, "updater.keep": 10},
     "spin": {"updater.beta": 0.1, "updater.lora.epochs": 2, "updater.reference": "previous"},
 }

@@ -160,6 +160,45 @@ def test_a_threshold_is_a_share(threshold: float) -> None:
         MajorityVote(threshold)
 
 
+PAPERS: dict[str, dict[str, Any]] = {
+    "srt_paper": {
+        "editor.prompts": 16,
+        "editor.samples": 32,
+        "editor.asking.temperature": 1.0,
+        "editor.asking.max_tokens": 3072,
+        "updater.algorithm": "rloo",
+        "updater.beta": 0.001,
+        "updater.kl": "reward",
+        "updater.reference": "root",
+    },
+    "ttrl": {
+        "editor.prompts": 8,
+        "editor.samples": 64,
+        "editor.asking.temperature": 1.0,
+        "rewarder.trained": 32,
+        "updater.algorithm": "grpo",
+        "updater.lora.batch": 32,
+        "task.transductive": True,
+    },
+    "srt_easy": {"editor.easiest": 0.3333},
+}
+"""What the papers set, by strategy."""
+
+
+@pytest.mark.parametrize("strategy", PAPERS)
+def test_a_strategy_has_the_settings_of_its_paper(
+    strategy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", f"strategy={strategy}", "--cfg", "job"]) == 0
+    written = yaml.safe_load(capsys.readouterr().out)
+    for key, expected in PAPERS[strategy].items():
+        found = written
+        for name in key.split("."):
+            found = found[name]
+        assert found == expected, key
+
+
 def test_the_strategy_composes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run", "strategy=srt", "rewarder.threshold=0.6", "--cfg", "job"]) == 0

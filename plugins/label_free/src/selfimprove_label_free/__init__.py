@@ -4,5 +4,6 @@ from selfimprove_label_free.certainty import SelfCertainty, SequenceLikelihood, 
 from selfimprove_label_free.entropy import EntropyMinimisation
 from selfimprove_label_free.judge import SelfJudge
 from selfimprove_label_free.spin import SPIN
+from selfimprove_label_free.star import STaR
 
-__all__ = ["SPIN", "EntropyMinimisation", "SelfCertainty", "SelfJudge", "SequenceLikelihood", "TokenEntropy"]
+__all__ = ["SPIN", "EntropyMinimisation", "STaR", "SelfCertainty", "SelfJudge", "SequenceLikelihood", "TokenEntropy"]
