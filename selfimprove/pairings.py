@@ -1,6 +1,7 @@
 """Which options of different roles go together, tried on the scripted model: ``python -m selfimprove.pairings > docs/pairings.md``.
 
-Every pair runs for one round in the company of the strategy that its editor belongs to, or is refused; the document says which, and why.
+Every pair runs for one round in the company of the strategy that its editor belongs to, at the size at which `selfimprove check` runs that,
+or is refused; the document says which, and why.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ from selfimprove.config import Config
 from selfimprove.discovery import CORE, Option
 from selfimprove.errors import SelfImproveError
 from selfimprove.session import Session
+from selfimprove.testing.conformance import overrides_of
 
 TOYS = ("task=toy", "engine=toy", "grader=exact", "observer=[]", "guard=[rounds]", "guard.rounds.rounds=1")
 SMALL = {"prompts": 2, "samples": 2, "contexts": 1, "edits": 2}
 """Arguments of editors that make a round short."""
 ROWS = ("rewarder", "updater", "evaluator", "selector")
 RUNS = "runs"
+GENERAL = (
+    (r"\b\w+ \((editor|rewarder|updater|evaluator|selector)\)", r"the \1"),  # the role, whatever fills it
+    (r"the editor produces [\w, ]+, but the (\w+) consumes (\w+);", r"the \1 reads edits that are a \2, and this editor's are not;"),
+    (r"those of the editor have only [\w, ]+;", "those of this editor have none;"),
+)
+"""What makes one reason of several that differ in names only."""
 
 Values = dict[str, Any]
 
@@ -37,9 +45,10 @@ def document() -> str:
     reasons: list[str] = []
     parts = [
         "# What goes with what\n",
-        "Every pair of options of two roles, tried for one round on the scripted model and the toy task with the other roles of the editor's own "
-        "strategy. A number stands for the reason, below, for which the pair is refused before anything starts; † marks one that is found out "
-        "only in its first round. Written by `python -m selfimprove.pairings`.\n",
+        "Every pair of options of two roles, tried for one round on the scripted model with the other roles of the editor's own strategy, on the "
+        "toy task or, where that strategy has one of its own, on that. A number stands for the reason, below, for which the pair is refused before "
+        "anything starts; † marks one that is found out only in its first round. That a pair runs says that it works, not that it is wise: a "
+        "reward that ignores the edit (`accept`, `chance`) is there to compare with. Written by `python -m selfimprove.pairings`.\n",
     ]
     fits: dict[str, dict[str, list[str]]] = {}
     for role in ROWS:
@@ -75,15 +84,16 @@ def _compose(*overrides: str) -> Config:
 
 def _companies(editors: Sequence[Option], made: Mapping[tuple[str, str], Any]) -> Iterator[tuple[str, Values]]:
     """One editor of each class, and a configuration of the first strategy that takes it."""
-    strategies = [_compose(f"strategy={o.name}") for o in sorted(_options("strategy"), key=lambda o: o.name)]
+    names = sorted(o.name for o in _options("strategy"))
+    editor_of = {name: _compose(f"strategy={name}").choices.get("editor") for name in names}
     seen = set()
     for option in sorted(editors, key=lambda o: len(o.name)):
         target = made["editor", option.name]["_target_"]
-        home = next((s for s in strategies if s.choices.get("editor") == option.name), None)
+        home = next((name for name in names if editor_of[name] == option.name), None)
         if target in seen or home is None:
             continue
         seen.add(target)
-        values = copy.deepcopy(home.values)
+        values = copy.deepcopy(_compose(f"strategy={home}", *overrides_of(home)).values)
         values["editor"].update({k: v for k, v in SMALL.items() if k in values["editor"]})
         yield option.name, values
 
@@ -105,7 +115,9 @@ def _tried(values: Values) -> str:
 def _cell(outcome: str, reasons: list[str]) -> str:
     if outcome == RUNS:
         return RUNS
-    reason = re.sub(r"\b\w+ \((editor|rewarder|updater)\)", r"the \1", outcome.removeprefix("†"))  # the roles, whatever fills them
+    reason = outcome.removeprefix("†")
+    for pattern, general in GENERAL:
+        reason = re.sub(pattern, general, reason)
     if reason not in reasons:
         reasons.append(reason)
     return f"{reasons.index(reason) + 1}{'†' if outcome.startswith('†') else ''}"

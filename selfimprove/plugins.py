@@ -52,10 +52,10 @@ def check_scores(roles: Mapping[str, Any], observers: Iterable[Any]) -> None:
     """Refuse plugins that need scores where no evaluator gives any. Raises: AdmissionError."""
     if roles.get("evaluator") is not None:
         return
-    for plugin in (*roles.values(), *observers):
+    for plugin, place in (*((p, r) for r, p in roles.items()), *((o, "guard") for o in observers)):
         if getattr(plugin, "needs_scores", False):
             raise AdmissionError(
-                f"{_name(plugin)} needs scores, and no evaluator gives any; choose one with `evaluator=NAME`, or "
+                f"{_name(plugin)} ({place}) needs scores, and no evaluator gives any; choose one with `evaluator=NAME`, or "
                 "`evaluator=reward_is_score` where the reward is the benchmark"
             )
 
@@ -111,7 +111,8 @@ def check_needs(roles: Mapping[str, Any], root: Candidate) -> None:
     for role, plugin in roles.items():
         if missing := sorted(set(getattr(plugin, "needs", ())) - set(root.parts)):
             raise AdmissionError(
-                f"{_name(plugin)} ({role}) reads the part {missing[0]!r} of a candidate, and this run's have only {', '.join(sorted(root.parts))}; "
+                f"{_name(plugin)} ({role}) reads the part {missing[0]!r} of a candidate, and those of {_name(roles['editor'])} (editor) have only "
+                f"{', '.join(sorted(root.parts))}; "
                 f"choose an editor that makes it, or another {role}"
             )
 

@@ -104,7 +104,9 @@ def test_refused(roles: dict[str, Any], options: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("plugin", [{"selector": Best()}, {"observers": [Plateau()]}])
 def test_scores_that_nobody_gives_are_refused(tmp_path: Path, plugin: dict[str, Any]) -> None:
-    with pytest.raises(AdmissionError, match=r"(Best|Plateau) needs scores, and no evaluator gives any; choose one with `evaluator=NAME`"):
+    with pytest.raises(
+        AdmissionError, match=r"(Best \(selector\)|Plateau \(guard\)) needs scores, and no evaluator gives any; choose one with `evaluator=NAME`"
+    ):
         toy_session(tmp_path, **noop_roles(**{k: v for k, v in plugin.items() if k == "selector"}), observers=plugin.get("observers", ()))
     assert not (tmp_path / "journal.jsonl").exists()
 

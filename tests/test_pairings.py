@@ -27,7 +27,11 @@ def test_the_table_is_current() -> None:
         ("strategy=seal rewarder=chance", "Chance (rewarder) gives none"),
         ("strategy=srt rewarder=accuracy", "Rollouts (editor) produces Rollout, but Accuracy (rewarder) consumes SelfEdit"),
         ("strategy=srt updater=restem", "Rollouts (editor) produces Rollout, but ReSTEM (updater) consumes SelfEdit"),
-        ("strategy=srt evaluator=seal", "Rollouts has none; choose `editor=seal`"),
+        ("strategy=srt evaluator=seal", "Rollouts (editor) has none; choose `editor=seal`"),
+        ("strategy=srt evaluator=prompt_accuracy", "choose editor=prompt_reflection"),
+        ("strategy=map_elites updater=mixture_mean", "choose editor=cma_merge"),
+        ("strategy=srt updater=prompt_accept", "Rollouts (editor) produces Rollout, but Accept (updater) consumes Instruction"),
+        ("strategy=seal evaluator=pass_at_k", "these ask no questions; choose editor=rollouts"),
         ("strategy=srt updater.credit=own", "MajorityVote (rewarder) gives none"),
     ],
 )

@@ -186,5 +186,5 @@ def test_a_measure_that_no_score_has_is_refused(tmp_path: Path, tiny: TorchEngin
 
 
 def test_the_mean_needs_the_editor_that_has_it(tmp_path: Path, tiny: TorchEngine) -> None:
-    with pytest.raises(ConfigError, match="editor=cma_merge has"):
-        illuminating(tmp_path, tiny, updater=MixtureMean()).improve()
+    with pytest.raises(AdmissionError, match="choose editor=cma_merge"):
+        illuminating(tmp_path, tiny, updater=MixtureMean())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfimprove import testing
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.models import Document, Generate
 from selfimprove.session import Session
 from selfimprove.testing import ScriptedEngine, toy_session
@@ -145,8 +145,8 @@ def test_templates_without_an_instruction_are_refused() -> None:
 
 
 def test_another_editor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="editor=prompt_reflection"):
-        toy_session(tmp_path, evaluator=PromptAccuracy()).improve()
+    with pytest.raises(AdmissionError, match="editor=prompt_reflection"):
+        toy_session(tmp_path, evaluator=PromptAccuracy())
 
 
 def test_it_is_under_150_lines_of_code() -> None:

@@ -15,6 +15,7 @@ from selfimprove.payloads import Patch
 from selfimprove.records import Candidate, Edit, Lineage, Trial
 from selfimprove.run import Run
 from selfimprove.sandbox import Limits, Program, Refused
+from selfimprove.tasks.program_repair import ProgramRepair
 from selfimprove_dgm.genome import ENTRY, PART, child_of, donors, failed_items, initial
 
 LIMITS = Limits(cpu_seconds=5, wall_seconds=60, memory_mib=256, processes=4, disk_mib=4, output_kib=64, requests=16)
@@ -49,6 +50,10 @@ class SelfEdit:
 
     @hookimpl
     def prepare(self, root: Candidate, run: Run) -> Candidate:
+        if run.task.name != ProgramRepair.name:
+            raise ConfigError(
+                f"agents repair the functions of task=program_repair, and this is task={run.task.name}; choose that one, or another editor"
+            )
         run.sandbox.require()
         return Candidate.root(**root.parts, **{PART: CodeStore(run.folder).put(initial())})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from selfimprove import Candidate, Edit, Evaluation, Lineage, Run, Trial, hookimpl
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.models import Mix, Perturb
 from selfimprove.payloads import payload
 from selfimprove.records import Part
@@ -172,11 +172,17 @@ class MixtureMean:
     consumes = (Mixture,)
     needs = ("policy",)
 
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """Raises: AdmissionError, where the editor has no such distribution."""
+        if not isinstance(roles.get("editor"), CMAMerge):
+            raise AdmissionError(
+                f"MixtureMean (updater) needs the distribution of CMA-ES, and {type(roles.get('editor')).__name__} (editor) has none; "
+                "choose editor=cma_merge, or another updater"
+            )
+
     @hookimpl
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation], lineage: Lineage, run: Run) -> Sequence[Candidate]:
-        editor = run.roles.get("editor")
-        if not isinstance(editor, CMAMerge):
-            raise ConfigError(f"updater=mixture_mean needs the distribution that editor=cma_merge has; the editor is {type(editor).__name__}")
+        editor: CMAMerge = run.roles["editor"]
         if not any(r.finite for r in rewards):
             return []
         mean = editor.mixture(editor.search(lineage, run, trials, rewards).mean)

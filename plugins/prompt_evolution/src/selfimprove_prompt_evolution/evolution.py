@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from selfimprove import Candidate, Edit, Evaluation, Item, Lineage, Part, Question, Run, Trial, hookimpl, payload
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.graders import Answer
 from selfimprove.hooks import Scores
 from selfimprove.identity import digest
@@ -110,12 +111,15 @@ class Gain:
     consumes = (Instruction,)
     uses_labels = True
 
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        reflection_of(roles)
+
     @hookimpl
     def reward(self, trials: Sequence[Trial], lineage: Lineage, run: Run) -> Sequence[Evaluation]:
         good = [t for t in trials if t.error is None]
         parents = list(dict.fromkeys(t.edit.parents[0] for t in good))
         everyone = [*(lineage[p] for p in parents), *(t.candidate for t in good)]
-        graded = answered(run, everyone, reflection_of(run).questions(run, len(lineage)), lineage, good)
+        graded = answered(run, everyone, reflection_of(run.roles).questions(run, len(lineage)), lineage, good)
         accuracy = {c.id: _mean(g for _, _, g in row) for c, row in zip(everyone, graded, strict=True)}
         gain = {t.candidate.id: accuracy[t.candidate.id] - accuracy[t.edit.parents[0]] for t in good}
         return [Evaluation(gain[t.candidate.id]) if t.error is None else Evaluation.failed(t.error) for t in trials]
@@ -126,6 +130,8 @@ class Accept:
     """The best trial of each parent, where it gained more than `margin` on the minibatch (GEPA, algorithm 1)."""
 
     margin: float = 0.0
+
+    consumes = (Instruction,)
 
     @hookimpl
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> Sequence[Candidate]:
@@ -140,6 +146,9 @@ class PromptAccuracy:
     """The share of the evaluation split's questions that a candidate answers rightly under its instruction, greedily."""
 
     uses_labels = True
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        reflection_of(roles)
 
     @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], trials: Sequence[Trial], lineage: Lineage, run: Run) -> Scores:
@@ -184,7 +193,7 @@ def answered(
     run: Run, candidates: Sequence[Candidate], questions: Sequence[tuple[Item, Question]], lineage: Lineage, trials: Sequence[Trial] = ()
 ) -> list[list[tuple[str, str, float]]]:
     """For each candidate and question (the answer, the right one, the grade), in order; asked in one batch."""
-    editor = reflection_of(run)
+    editor = reflection_of(run.roles)
     asking, known = editor.asking, editor.texts(lineage, trials)
     prompts = [(c, asking.prompt(i, q).replace("{instruction}", known[c.parts["prompt"]])) for c in candidates for i, q in questions]
     answers = run.models.generate([asking.request(c.parts["policy"], p, 0, temperature=0.0) for c, p in prompts])
@@ -195,11 +204,11 @@ def answered(
     return [rows[n * len(questions) : (n + 1) * len(questions)] for n in range(len(candidates))]
 
 
-def reflection_of(run: Run) -> Reflection:
-    """The run's editor. Raises: ConfigError, where it evolves no prompts."""
-    editor = run.roles.get("editor")
+def reflection_of(roles: Mapping[str, Any]) -> Reflection:
+    """The editor among the roles. Raises: AdmissionError, where it evolves no prompts."""
+    editor = roles.get("editor")
     if not isinstance(editor, Reflection):
-        raise ConfigError("this plugin asks under the editor's instructions, and the editor has none; choose editor=prompt_reflection")
+        raise AdmissionError("this plugin asks under the editor's instructions, and the editor has none; choose editor=prompt_reflection")
     return editor
 
 

@@ -25,7 +25,7 @@ def check_inner_loop(roles: Mapping[str, Any]) -> None:
     """Raises: AdmissionError, where the editor has no inner loop."""
     if not isinstance(getattr(roles["editor"], "inner", None), InnerLoop):
         raise AdmissionError(
-            f"SEAL's rewards and evaluators ask what an inner loop taught, and {type(roles['editor']).__name__} has none; "
+            f"SEAL's rewards and evaluators ask what an inner loop taught, and {type(roles['editor']).__name__} (editor) has none; "
             "choose `editor=seal` or `editor=seal_tools`, or another rewarder and evaluator"
         )
 
