@@ -98,14 +98,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a run from its last finished piece of work."""
-    from selfimprove import runfolder
+    from selfimprove import config, runfolder
+    from selfimprove.models import processes
+    from selfimprove.session import Session
 
     folder: Path = arguments.run
     if (folder / runfolder.TEST).exists():
         raise UserError(f"{folder} was measured on its sealed test, and a run does not go on after that; start a new one")
-    _, session = runfolder.opened(folder, trust_env=arguments.trust_env)
-    print(f"resuming {folder} after {len(session.lineage)} rounds")
-    return _improve(session)
+    processes.place()
+    parts = config.build(runfolder.trusted(folder, arguments.trust_env))
+    with processes.led(parts.engine) as here:
+        if here:
+            session = Session(parts, folder)
+            print(f"resuming {folder} after {len(session.lineage)} rounds")
+            _improve(session)
+    return 0
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -310,14 +317,18 @@ def completion(arguments: argparse.Namespace) -> int:
 
 def _start(composed: Config, job: int | None) -> None:
     from selfimprove import config, runfolder
+    from selfimprove.models import processes
     from selfimprove.session import Session
 
+    processes.place()
     parts = config.build(composed)
-    folder = runfolder.fresh(composed, job)
-    runfolder.record(composed, folder)
-    with _resumable(folder):
-        session = Session(parts, folder)
-    _improve(session)
+    with processes.led(parts.engine) as here:
+        if here:
+            folder = runfolder.fresh(composed, job)
+            runfolder.record(composed, folder)
+            with _resumable(folder):
+                session = Session(parts, folder)
+            _improve(session)
 
 
 def _improve(session: Session) -> int:

@@ -129,7 +129,15 @@ def recorded(folder: Path) -> Config:
 
 
 def opened(folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False) -> tuple[Config, Session]:
-    """The session of a run folder, from the state of its last complete round.
+    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError."""
+    config = trusted(folder, trust_env)
+    if only_measure and not (folder / JOURNAL).exists():
+        raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)")
+    return config, Session(configuration.build(config, only_measure), folder, split)
+
+
+def trusted(folder: Path, trust_env: bool) -> Config:
+    """What a run folder was configured as, where that may be built.
 
     A run folder may come from a stranger, and its judge may live at any address: without `trust_env`, a configuration that reads
     the environment is refused, so that no key leaves without its owner's word.
@@ -144,9 +152,7 @@ def opened(folder: Path, split: Split = "validation", only_measure: bool = False
             + (f" and names {', '.join(addresses)}" if addresses else "")
             + "; if you trust it with that, add --trust-env"
         )
-    if only_measure and not (folder / JOURNAL).exists():
-        raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)")
-    return config, Session(configuration.build(config, only_measure), folder, split)
+    return config
 
 
 def candidate(lineage: Lineage, name: str) -> Candidate:

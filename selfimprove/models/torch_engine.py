@@ -39,6 +39,7 @@ from selfimprove.models.frozen import Frozen
 from selfimprove.models.generate import Decoder
 from selfimprove.models.layer import MOMENTS, Adapter, Request, Weights
 from selfimprove.models.packing import Ragged
+from selfimprove.models.processes import Job, Processes, several
 from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.models.reinforce import Start, reinforce
 from selfimprove.models.score import score
@@ -113,6 +114,7 @@ class TorchEngine:
         self.split = Split(self.step_tokens, 2**62, 2**62)
         self._lent = False
         self._grpo: dict[tuple[Lora, float], PersistentGRPO] = {}
+        self.processes = Processes(self.device) if several() else None
 
     @property
     def tokenizer(self) -> Any:
@@ -352,16 +354,24 @@ class TorchEngine:
             return train_with_trl(model, self.tokenizer, documents, steps, self._initial(request.lora, request.seed), request.lora)
 
     def _reinforce_with_trl(self, request: Reinforce, start: Start) -> tuple[Adapter, Adapter, int, list[float]]:
-        lora, objective = request.lora, request.objective
-        key = (lora, objective.temperature)
-        if key not in self._grpo:
-            with self.frozen.plain() as model:
-                self._grpo[key] = PersistentGRPO(model, self.tokenizer, lora, objective.temperature)
         rows = [(self.frozen.encode_prompt(s.prompt, s.chat), s) for s in request.samples]
-        steps = plan(len(rows), lora, request.seed)
+        steps = plan(len(rows), request.lora, request.seed)
         adapter, moments = start
-        trained, after, told = self._grpo[key].run(rows, steps, objective, adapter or self._initial(lora, request.seed), moments)
+        job = Job(request.lora, request.objective, rows, steps, adapter or self._initial(request.lora, request.seed), moments, self.frozen.merged)
+        if self.processes:
+            self.processes.send(job)
+        trained, after, told = self.serve(job)
         return trained, after, sum(len(rows[i][0]) + len(rows[i][1].ids) for step in steps for i in step), told
+
+    def serve(self, job: Job) -> tuple[Adapter, Adapter, list[float]]:
+        """The adapter, the optimizer's moments, and loss, KL and clipped share; all processes of a launch take part, on equal jobs."""
+        key = (job.lora, job.objective.temperature)
+        with self.frozen.plain() as model:
+            if self.processes:
+                self.processes.agree(model, job.merged)
+            if key not in self._grpo:
+                self._grpo[key] = PersistentGRPO(model, self.tokenizer, job.lora, job.objective.temperature, self.processes)
+        return self._grpo[key].run(job)
 
     def _encoded_pairs(self, request: Prefer, weights: Weights) -> tuple[list[EncodedPair], dict[str, float]]:
         """The pairs as tokens, with their log-likelihoods under the reference, and what these cost."""

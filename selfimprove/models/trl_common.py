@@ -12,15 +12,19 @@ import torch
 
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
+from selfimprove.models.processes import several
 
 
 def private(model: Any) -> Any:
     """A copy of a model's modules that shares its weights: what a trainer does to it leaves the model as it is.
 
-    Raises: ConfigError, where several GPUs are visible.
+    Raises: ConfigError, where several GPUs are visible to one process.
     """
-    if model.device.type == "cuda" and torch.cuda.device_count() > 1:
-        raise ConfigError(f"lora.trainer=trl trains on one GPU, and {torch.cuda.device_count()} are visible; name one in CUDA_VISIBLE_DEVICES")
+    if model.device.type == "cuda" and torch.cuda.device_count() > 1 and not several():
+        raise ConfigError(
+            f"lora.trainer=trl trains on one GPU for each process, and {torch.cuda.device_count()} are visible to this one; name one in "
+            "CUDA_VISIBLE_DEVICES, or start as many processes with torchrun"
+        )
     shared = {id(w): w for w in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.set_attn_implementation("sdpa")
