@@ -194,6 +194,8 @@ def runs(arguments: argparse.Namespace) -> int:
     else:
         found = past.chosen(list(past.rows(a.root)), a.overrides, a.sort)
         named = [re.split(r"[!<>=]", f)[0] for f in a.overrides] + ([a.sort.removeprefix("-")] if a.sort else [])
+        if any(r.get(past.TRANSDUCTIVE) for r in found):
+            named.append(past.TRANSDUCTIVE)
         headings = list(dict.fromkeys((*past.COLUMNS, *named)))
         lines = [[_cell(r.get("unreadable") if h == "strategy" and "unreadable" in r else r.get(h)) for h in headings] for r in found]
         if not lines:

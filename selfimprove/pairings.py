@@ -29,7 +29,7 @@ ROWS = ("rewarder", "updater", "evaluator", "selector")
 RUNS = "runs"
 GENERAL = (
     (r"\b\w+ \((editor|rewarder|updater|evaluator|selector)\)", r"the \1"),  # the role, whatever fills it
-    (r"the editor produces [\w, ]+, but the (\w+) consumes (\w+);", r"the \1 reads edits that are a \2, and this editor's are not;"),
+    (r"the editor produces [\w, ]+, but the (\w+) consumes (\w+);", r"the \1 reads edits of type \2, which this editor does not write;"),
     (r"those of the editor have only [\w, ]+;", "those of this editor have none;"),
 )
 """What makes one reason of several that differ in names only."""
@@ -46,7 +46,8 @@ def document() -> str:
     parts = [
         "# What goes with what\n",
         "Every pair of options of two roles, tried for one round on the scripted model with the other roles of the editor's own strategy, on the "
-        "toy task or, where that strategy has one of its own, on that. A number stands for the reason, below, for which the pair is refused before "
+        "toy task or, where that strategy has one of its own, on that. Editors of one class are one column (`rollouts_star` is a `rollouts`). "
+        "A number stands for the reason, below, for which the pair is refused before "
         "anything starts; † marks one that is found out only in its first round. That a pair runs says that it works, not that it is wise: a "
         "reward that ignores the edit (`accept`, `chance`) is there to compare with. Written by `python -m selfimprove.pairings`.\n",
     ]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("run", "strategy", "task", "seed", "rounds", "best", "test", "flops")
 """What `selfimprove runs` shows, besides what a filter or the order names."""
+TRANSDUCTIVE = "task.transductive"
+"""The key that is shown wherever a run trains on its sealed questions."""
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,

@@ -82,6 +82,7 @@ def _arm(arm: Arm, states: Sequence[State], suite: Suite) -> dict[str, Any]:
         "standard_error": _standard_error([c["score"] for c in measured]),
         "metrics": {m: _mean([c["metrics"][m] for c in measured if m in c["metrics"]]) for m in metrics},
         "spent": _mean(spent),
+        "transductive": any(c["transductive"] for c in cells),
         "cells": cells,
         "differs": arm.differs,
     }
@@ -101,6 +102,7 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         "spent": {},
         "by_stage": {},
         "test_spent": {},
+        "transductive": False,
         "curve": [],
         "rounds": [],
         "edits": [],
@@ -132,7 +134,12 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
             split = _test_split(state.folder)
             per_item = {f"{split}/{i}": g for i, g in evaluation.per_item.items()}
             found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": per_item}
-        found |= {"test_spent": test["spent"], "chosen": test["chosen"], "lineage_digest": test["lineage"]}
+        found |= {
+            "transductive": bool(test.get("transductive")),
+            "test_spent": test["spent"],
+            "chosen": test["chosen"],
+            "lineage_digest": test["lineage"],
+        }
     return found
 
 

@@ -111,6 +111,9 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"PEEKED: the sealed test was opened {len(openings)} times ({dates}); what was added after the first time may have been chosen by it."
     if peeked := [k for o in openings for k in o["peeked"]]:
         yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    for a in result["arms"]:
+        if a.get("transductive"):
+            yield f"TRANSDUCTIVE: {short(a['name'])} trained on the sealed questions of {a['task']}, without their answers; others never saw them."
     for f in result["failures"]:
         yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
     for what, why in result["left_out"].items():

@@ -88,8 +88,8 @@ class Processes:
             adapter, moments = (load(self._bytes()) for _ in range(2))
         except RuntimeError:  # what torch raises where a connection ends
             return None
-        words = json.loads(text)
-        rows = [(prompt, Sample(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()})) for prompt, s in words["rows"]]
+        words: dict[str, Any] = json.loads(text)
+        rows = [(prompt, Sample(**_frozen(sample))) for prompt, sample in words["rows"]]
         return Job(Lora.of(words["lora"]), Objective(**words["objective"]), rows, words["plan"], adapter, moments, tuple(words["merged"]))
 
     def dismiss(self) -> None:
@@ -113,6 +113,10 @@ class Processes:
         buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(buffer, 0, group=self._words)
         return buffer.numpy().tobytes()
+
+
+def _frozen(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
 @contextlib.contextmanager

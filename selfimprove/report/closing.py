@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from selfimprove.records import Evaluation
-from selfimprove.report.read import History, history, judged
+from selfimprove.report.read import TRANSDUCTIVE, History, history, identity, judged
 from selfimprove.report.safe import safe
 
 ARM = "arm/"
@@ -45,6 +45,8 @@ def closing_table(folder: Path) -> Table:
         error = "" if row.standard_error is None else f"{row.standard_error:.3f}"
         table.add_row(safe(row.name), f"{row.accuracy:.3f}", error, str(row.items), end_section=i == last_arm)
     said = [s for s in (_kept(run), judged(folder)) if s] if rows else ["no candidate was evaluated; choose one with `evaluator=NAME`"]
+    if identity(folder).get("transductive"):
+        said.append(TRANSDUCTIVE)
     table.caption = "\n".join(said) or None
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from selfimprove.errors import ResumeError
 from selfimprove.graders import VERDICTS, verdicts
 from selfimprove.payloads import encode
 from selfimprove.records import Edit, Evaluation, Lineage
+
+TRANSDUCTIVE = "transductive: the run trains on the sealed questions, without their answers"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ def history(folder: Path) -> History:
         )
     lineage, ledger, _ = journal.read(folder / "journal.jsonl")
     return History(folder, lineage, ledger)
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing where that cannot be read, since showing a run needs it least."""
+    try:
+        return dict(json.loads((folder / "identity.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def judged(folder: Path) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -21,7 +19,7 @@ from selfimprove.records import Candidate, Edit, Evaluation
 from selfimprove.report.closing import ARM, closing_table
 from selfimprove.report.forgetting import forgetting_table
 from selfimprove.report.lineage import chain
-from selfimprove.report.read import History, described, history, judged, scored
+from selfimprove.report.read import TRANSDUCTIVE, History, described, history, identity, judged, scored
 from selfimprove.report.rewards import rewards_table
 from selfimprove.report.safe import safe
 
@@ -37,13 +35,13 @@ def render_run(folder: Path, console: Console) -> None:
     Raises: ResumeError, where the folder holds no run.
     """
     run = history(folder)
-    root, said = run.lineage.root, _identity(folder)
+    root, said = run.lineage.root, identity(folder)
     console.print(Text(f"{folder}: {len(run.lineage)} rounds, {run.lineage.size} candidates, lineage {lineage_digest(folder / 'journal.jsonl')}"))
     if "steered_by_labels" in said:
         steered = ", ".join(map(str, said["steered_by_labels"]))
         console.print(Text(f"labels steer it through {steered}" if steered else "label-free: nothing that trains, selects or stops reads labels"))
     if said.get("transductive"):
-        console.print(Text("transductive: it trains on the sealed questions, without their answers"))
+        console.print(Text(TRANSDUCTIVE))
     if not len(run.lineage):
         console.print(Text(f"no round is finished; the root is {_short(root.id)}. `selfimprove resume {folder}` goes on"))
     parts: list[RenderableType | None] = [
@@ -61,14 +59,6 @@ def render_run(folder: Path, console: Console) -> None:
     if any(m.startswith(ARM) for e in run.evaluations().values() for m in e.metrics):
         console.print()
         console.print(closing_table(folder))
-
-
-def _identity(folder: Path) -> dict[str, Any]:
-    """What the run says of itself; nothing where that cannot be read, since showing a run needs it least."""
-    try:
-        return dict(json.loads((folder / "identity.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def render_chain(run: History, candidate: Candidate, console: Console) -> None:
@@ -205,8 +195,8 @@ def _ids(ids: Sequence[str]) -> str:
     return escape(shown + (f" +{len(ids) - 3}" if len(ids) > 3 else ""))
 
 
-def _short(identity: str) -> str:
-    return safe(identity[:8]).plain
+def _short(digest: str) -> str:
+    return safe(digest[:8]).plain
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -111,6 +111,12 @@ def test_a_cell_that_is_missing_takes_its_seed_out_and_one_seed_is_no_comparison
     assert found["seeds"] == 4
 
 
+def test_an_arm_that_trained_on_the_sealed_questions_is_told(suite: Suite) -> None:
+    said = list(cautions(result(suite, [{**arm("a", GOOD), "transductive": True}, arm("b", GOOD)])))
+    assert [s for s in said if s.startswith("TRANSDUCTIVE: a trained")]
+    assert not [s for s in said if "b trained" in s]
+
+
 def test_peeking_and_failures_are_told(suite: Suite) -> None:
     opened = [{"at": "then", "cells": ["a0"], "peeked": ["a0"]}, {"at": "later", "cells": ["a1"], "peeked": []}]
     failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}]

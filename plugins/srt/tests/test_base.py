@@ -139,6 +139,17 @@ def test_a_transductive_run_trains_on_the_sealed_questions_and_never_sees_an_ans
     assert json.loads((tmp_path / "identity.json").read_text())["transductive"] is True
 
 
+def test_every_result_says_transductive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closing table, `show`, `runs`, `eval` and its file, in a run that a user starts."""
+    monkeypatch.chdir(tmp_path)
+    small = ["task.train=2", "task.validation=2", "task.test=2", "editor.prompts=2", "editor.samples=4", "evaluator.samples=2", "guard=[rounds]"]
+    line = ["run", "strategy=ttrl", "engine=scripted", *small, "guard.rounds.rounds=1", "rewarder.trained=2", "observer=[]", "run.folder=run"]
+    for command in (line, ["show", "run"], ["runs", "--root", "."], ["eval", "run"]):
+        assert main(command) == 0, capsys.readouterr().err
+        assert "transduct" in capsys.readouterr().out, command[0]  # a table may break the word
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["transductive"] is True
+
+
 def test_a_role_that_learns_from_labels_is_refused_there(tmp_path: Path) -> None:
     with pytest.raises(AdmissionError, match="stay sealed"):
         transductive(tmp_path, rewarder=Verifier())
