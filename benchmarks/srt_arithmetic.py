@@ -37,9 +37,9 @@ TRAINED = {
     "self_certainty": ["rewarder=self_certainty"],
     "entropy": ["rewarder=token_entropy"],
     "em_ft": ["rewarder=token_entropy", "updater=em_ft"],
-    "self_rewarding": ["rewarder=self_judge", "rewarder.samples=1", "updater=self_rewarding"],
-    "star": ["rewarder=verifier", "updater=star"],
-    "spin": ["rewarder=verifier", "updater=spin"],
+    "self_rewarding": ["rewarder=self_judge_short", "updater=self_rewarding"],
+    "star": ["rewarder=verifier", "updater=star", "editor.prompts=0", "editor.samples=3"],
+    "spin": ["rewarder=verifier", "updater=spin", "editor.prompts=0", "editor.samples=1"],
 }
 MAIN = ("srt", "true_labels", "random_reward", "offline", "self_certainty", "entropy")
 """Those that are trained where no others are named."""

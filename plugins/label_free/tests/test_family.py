@@ -116,6 +116,14 @@ def test_the_reward_is_the_mean_of_the_verdicts_that_hold_a_score(tmp_path: Path
     assert asked == ["Review why {answer}? and the {question}"] * 3, "what a model wrote is no template"
 
 
+def test_a_template_that_begins_the_score_is_answered_by_the_number(tmp_path: Path) -> None:
+    said = [" 4", "3\n", "nothing", " 7"]
+    one = session(tmp_path, ScriptedEngine(lambda *_: said.pop(0)), rewarder=SelfJudge(f"{TEMPLATE}\nScore:", samples=4, chat=False, stop=("\n",)))
+    root = one.lineage.root
+    [found] = one.hook.reward(trials=[Trial(Edit((root.id,), Rollout("a", "b")), root.derive("a"))], lineage=one.lineage, run=one.run)
+    assert (found.score, found.metrics) == (pytest.approx(3.5), {"read": 0.5})
+
+
 def test_without_a_score_there_is_no_reward(tmp_path: Path) -> None:
     found, _ = judged(tmp_path, ["no", "Score: 9"], Rollout("a", "b"))
     assert (found.score, found.error) == (None, "no verdict holds a score")

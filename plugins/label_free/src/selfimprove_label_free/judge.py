@@ -24,9 +24,10 @@ class SelfJudge:
     ``read``, the share of verdicts that hold a score. Where none does, there is no reward.
 
     Args:
-        template: the prompt, with ``{question}`` and ``{answer}``.
+        template: the prompt, with ``{question}`` and ``{answer}``; one that ends with ``Score:`` is answered by the number.
         samples: verdicts per rollout (M).
-        max_tokens, temperature, top_p: of a verdict.
+        max_tokens, temperature, top_p, stop: of a verdict.
+        chat: send it as a user's turn through the model's chat template.
     """
 
     template: str
@@ -34,6 +35,8 @@ class SelfJudge:
     max_tokens: int = 128
     temperature: float = 0.7
     top_p: float = 0.9
+    stop: Sequence[str] = ()
+    chat: bool = True
 
     consumes = (Rollout,)
     needs = ("policy",)
@@ -50,7 +53,8 @@ class SelfJudge:
     @hookimpl
     def reward(self, trials: Sequence[Trial], lineage: Lineage, run: Run) -> Sequence[Evaluation]:
         asked = [self._verdict(t, k, lineage, run) for t in trials for k in range(self.samples)]
-        said = [points(c.text) for c in run.models.generate(asked)]
+        begun = "Score:" if self.template.rstrip().endswith("Score:") else ""
+        said = [points(begun + c.text) for c in run.models.generate(asked)]
         return [self._evaluation(said[n * self.samples : (n + 1) * self.samples]) for n in range(len(trials))]
 
     def _verdict(self, trial: Trial, number: int, lineage: Lineage, run: Run) -> Generate:
@@ -59,7 +63,7 @@ class SelfJudge:
         prompt = re.sub(r"\{(question|answer)\}", lambda found: fields[found[1]], self.template)
         policy = lineage[trial.edit.parents[0]].parts["policy"]
         seed = run.seed_for("judge", len(lineage), trial.edit.parents[0], r.prompt, r.text, number)
-        return Generate(policy, prompt, self.max_tokens, self.temperature, self.top_p, seed, chat=True)
+        return Generate(policy, prompt, self.max_tokens, self.temperature, self.top_p, seed, tuple(self.stop), self.chat)
 
     def _evaluation(self, said: Sequence[int | None]) -> Evaluation:
         read = [s for s in said if s is not None]
