@@ -37,7 +37,7 @@ class TruthMonitor:
     * ``truth/within`` and ``truth/across``: the largest class of equal answers, as a share of its question's rollouts (the mean over
       questions) and of all rollouts; where ``across`` nears 1, every question gets the same answer.
     * ``truth/entropy``: of the answers to a question, in nats; the mean over questions. ``truth/no_answer``: the share of rollouts
-      without one.
+      without one. These read a text as the grader does; for a vote, one that the length limit cut has no answer, whatever number it ends with.
     * ``truth/kl``: the KL divergence of the policy that sampled from the root, per token, in nats: the mean of log π − log π_root.
 
     Args:

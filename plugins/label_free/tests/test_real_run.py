@@ -35,12 +35,13 @@ SMALL = (
     "line",
     [
         "strategy=em_ft editor.samples=2",
-        "strategy=self_rewarding editor.samples=4 rewarder.samples=1 rewarder.max_tokens=96",
+        "strategy=self_rewarding rewarder=self_judge_short editor.samples=4 rewarder.samples=1",
         "strategy=spin editor.prompts=8 editor.asking.max_tokens=32",
+        "strategy=star editor.asking.max_tokens=48 updater.lora.epochs=2",
         "strategy=rest_em editor.samples=8 updater.lora.trainer=trl",
         "strategy=srt rewarder=token_entropy editor.samples=4 updater=trl_grpo updater.credit=to_go updater.beta=0.01 updater.reference=ema",
     ],
-    ids=["em_ft", "self_rewarding", "spin", "rest_em", "trl_grpo"],
+    ids=["em_ft", "self_rewarding", "spin", "star", "rest_em", "trl_grpo"],
 )
 def test_it_runs_on_the_embedded_model(line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +52,7 @@ def test_it_runs_on_the_embedded_model(line: str, capsys: pytest.CaptureFixture[
     assert len(lineage) == rounds
     child = lineage.round(0).children[0] if lineage.round(0).children else None
     if child is None:  # the judge may find all answers equal, and the verifier none right
-        assert line.startswith(("strategy=self_rewarding", "strategy=rest_em"))
+        assert line.startswith(("strategy=self_rewarding", "strategy=star", "strategy=rest_em"))
         return
     assert child.parts["policy"] != lineage.root.parts["policy"]
     assert ("policy.ema" in child.parts) == ("ema" in line)
