@@ -212,6 +212,11 @@ class Lineage:
         _, weight, total = entries[index - 1]
         return total / weight
 
+    def evaluations(self, candidate_id: str) -> list[Evaluation]:
+        """All evaluations of a candidate, oldest first, those without a score too."""
+        entries = self._log.evaluated.get(candidate_id, [])
+        return [e for _, e in entries[: bisect_left(entries, self._length, key=lambda e: e[0])]]
+
     def child_count(self, candidate_id: str) -> int:
         """How many candidates name this one as a parent."""
         return bisect_left(self._log.births.get(candidate_id, []), self.size)
@@ -232,6 +237,7 @@ class _Log:
         self.position: dict[str, int] = {root.id: 0}
         self.births: dict[str, list[int]] = {}  # parent id -> positions of its children
         self.pooled: dict[str, list[tuple[int, float, float]]] = {}  # id -> (round, weight, weighted sum)
+        self.evaluated: dict[str, list[tuple[int, Evaluation]]] = {}  # id -> (round, evaluation)
         self.best: list[int | None] = [None]  # position of the best candidate after n rounds
 
     def append(self, new: Round) -> None:
@@ -242,6 +248,7 @@ class _Log:
             self.position[child.id] = len(self.candidates)
             self.candidates.append(child)
         for candidate_id, evaluation in new.scores:
+            self.evaluated.setdefault(candidate_id, []).append((len(self.rounds), evaluation))
             if evaluation.score is None:
                 continue
             entries = self.pooled.setdefault(candidate_id, [])
