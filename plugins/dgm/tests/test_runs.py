@@ -312,7 +312,7 @@ def test_a_measurement_ends_at_its_processor_seconds(tmp_path: Path, monkeypatch
     """What is left counts as not repaired, and does not run."""
     monkeypatch.setattr(grade, "SECONDS", grade.calls.LIMITS.cpu_seconds + 0.2)
     monkeypatch.setattr(grade, "LIMITS", dataclasses.replace(grade.LIMITS, cpu_seconds=1))
-    found = _measured(tmp_path, {"agent.py": ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\n    while True: pass'}"})
+    found = _measured(tmp_path, {"agent.py": ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\\n    while True: pass'}"})
     assert (found.score, len(found.per_item)) == (0.0, 2)
     assert len(list((tmp_path / "sandbox").rglob("*.json"))) == 2, "the agent, and one of its two repairs"
 
