@@ -32,7 +32,8 @@ CLAIMS = (
 )
 """Pairs of arms of which the papers (Zhang et al. 2025, Wang et al. 2025) have the first above the second, and their numbers."""
 COSTS = ("evaluations", "cpu_seconds")
-"""The first two columns of a curve: evaluations of single functions, processor seconds in the sandbox."""
+"""The first two columns of a curve: evaluations of single functions, and processor seconds in the sandbox, where a program that was remembered
+counts with what it cost when it ran."""
 
 Grades = Mapping[int, Mapping[str, float]]
 """Sealed grades by seed and function."""
