@@ -84,7 +84,8 @@ class Settled(Archive):
         np.maximum.at(best, cells, score[here])
         top = score[here] == best[cells]  # (M,)
         _, first = np.unique(cells[top], return_index=True)
-        return here[top][first]
+        elites: NDArray[Any] = here[top][first]
+        return elites
 
     def _start(self, root: Candidate | None) -> None:
         self._arrived = 0
