@@ -183,7 +183,15 @@ def doubled(arm: str, found: Mapping[str, Any]) -> str:
 
 
 def _called(arm: str) -> str:
-    return {"dgm": "DGM", "hgm": "HGM"}.get(arm, arm.replace("_", " "))
+    names = {
+        "dgm": "DGM",
+        "hgm": "HGM",
+        "no_self_modification": "DGM without self-modification",
+        "no_archive": "DGM without an archive",
+        "greedy": "greedy selection",
+        "random": "random selection",
+    }
+    return names.get(arm, arm)
 
 
 # ---- curves ----
