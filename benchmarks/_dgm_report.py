@@ -157,12 +157,13 @@ def ordering(grades: Mapping[str, Grades]) -> dict[str, Any]:
     means = {arm: level(g)["score"] for arm, g in grades.items()}
     measured = sorted(means, key=lambda arm: -means[arm])
     counts = {v: sum(c["verdict"] == v for c in claims) for v in ("as in the paper", "the reverse", "not decided")}
-    words = [
-        "Measured, best first: " + ", ".join(f"{_called(a)} {means[a]:.3f}" for a in measured) + ".",
-        f"Of the papers' {len(claims)} comparisons, {counts['as in the paper']} come out as in the paper, {counts['the reverse']} the other way "
-        f"round, and {counts['not decided']} are not decided.",
-        *map(_sentence, claims),
-    ]
+    words = ["Measured, best first: " + ", ".join(f"{_called(a)} {means[a]:.3f}" for a in measured) + "."] if means else []
+    if claims:
+        words.append(
+            f"Of the papers' {len(claims)} comparisons, {counts['as in the paper']} come out as in the paper, {counts['the reverse']} the other way "
+            f"round, and {counts['not decided']} are not decided."
+        )
+    words += map(_sentence, claims)
     return {"claims": claims, "measured": measured, "words": words}
 
 
