@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from types import MappingProxyType
 from typing import Any
 
@@ -238,6 +239,7 @@ class _Log:
         self.births: dict[str, list[int]] = {}  # parent id -> positions of its children
         self.pooled: dict[str, list[tuple[int, float, float]]] = {}  # id -> (round, weight, weighted sum)
         self.evaluated: dict[str, list[tuple[int, Evaluation]]] = {}  # id -> (round, evaluation)
+        self.ranked: list[tuple[float, int]] = []  # heap of (-score, position), with scores that candidates no longer have
         self.best: list[int | None] = [None]  # position of the best candidate after n rounds
 
     def append(self, new: Round) -> None:
@@ -271,14 +273,13 @@ class _Log:
                 raise ContractError(f"candidate {candidate_id} has a score, but is not in the lineage; score its members and new children")
 
     def _best(self, changed: set[int]) -> int | None:
-        """The best position, given those whose score changed in this round; all are compared only where the best itself did."""
-        before = self.best[-1]
-        if before in changed:
-            changed = {self.position[i] for i in self.pooled}
-        elif before is not None:
-            changed = changed | {before}
-        scored = [(s, -p) for p in changed if math.isfinite(s := self._score(p))]
-        return -max(scored)[1] if scored else None
+        """The best position, given those whose score changed in this round; logarithmic in the number of candidates."""
+        for p in changed:
+            if math.isfinite(score := self._score(p)):
+                heappush(self.ranked, (-score, p))
+        while self.ranked and -self.ranked[0][0] != self._score(self.ranked[0][1]):  # it has another score by now
+            heappop(self.ranked)
+        return self.ranked[0][1] if self.ranked else None
 
     def _score(self, position: int) -> float:
         _, weight, total = self.pooled[self.candidates[position].id][-1]
