@@ -2,34 +2,33 @@
 
     python benchmarks/dgm_repair.py --seeds 0 1 2
     python benchmarks/dgm_repair.py --arms dgm greedy --children 20 --minutes 8
+    python benchmarks/dgm_repair.py --seeds 0 1 2 --report
+    python benchmarks/dgm_repair.py --seeds 0 --arms dgm --ranking model --children 6
 
 Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent
 and for the best one: the agent with the highest (solved + 1) / (measured + 2) on the training functions, so that one lucky task does not make
 an agent the best. With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets
-the embedded model weigh them. Intervals are 95 % bootstraps over sealed functions, those of all seeds together; differences are paired by seed
-and function. The result is benchmarks/results/dgm_repair.json and .svg; run folders stay under --work.
+the embedded model weigh them. The result is benchmarks/results/dgm_repair.json (with --ranking model dgm_repair_model.json) and its .svg;
+run folders stay under --work. --report writes the result of the runs that are finished, and runs nothing. `_dgm_report.py` says what is in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from _dgm_report import SEALED, best, finished, plot, result
 from _machine import RESULTS, commit, versions
 
-from selfimprove import config, journal
+from selfimprove import config
 from selfimprove.hooks import hookimpl
-from selfimprove.records import Candidate, Lineage, encode_evaluation
+from selfimprove.records import Lineage, encode_evaluation
 from selfimprove.session import Session
 from selfimprove.storage import write_json
-from selfimprove_dgm import Archive
 
 ARMS = {
     "dgm": ["strategy=dgm"],
@@ -39,7 +38,7 @@ ARMS = {
     "greedy": ["strategy=dgm", "selector=greedy"],
     "random": ["strategy=dgm", "selector=uniform"],
 }
-SEALED = "sealed.json"
+DEFAULTS = {"children": 80, "ranking": "uniform", "test": 50}
 
 
 class Until:
@@ -59,16 +58,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
-    parser.add_argument("--children", type=int, default=80)
-    parser.add_argument("--ranking", choices=["uniform", "model"], default="uniform")
-    parser.add_argument("--test", type=int, default=50, help="sealed functions")
+    parser.add_argument("--children", type=int, default=DEFAULTS["children"])
+    parser.add_argument("--ranking", choices=["uniform", "model"], default=DEFAULTS["ranking"])
+    parser.add_argument("--test", type=int, default=DEFAULTS["test"], help="sealed functions")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop starting rounds after this long")
     parser.add_argument("--work", type=Path, default=Path("runs", "dgm_repair"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "dgm_repair.json")
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--report", action="store_true", help="run nothing; write the result of the runs that are finished")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
-    for seed in options.seeds:
+    for seed in [] if options.report else options.seeds:
         for arm in options.arms:
             if time.monotonic() < end:
                 grown(options, arm, seed, end)
@@ -124,96 +124,38 @@ def tried(lineage: Lineage) -> int:
     return sum(len(lineage.round(i).trials) for i in range(len(lineage)))
 
 
-def best(lineage: Lineage) -> Candidate:
-    """The agent with the highest (solved + 1) / (measured + 2), the oldest of equals."""
-    archive = Archive().follow(lineage)
-    won, lost = archive.column("won"), archive.column("lost")
-    return lineage[archive.ids[int(np.argmax((won + 1) / (won + lost + 2)))]]
-
-
 # ---- what came out ----
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the result of everything that has been measured so far, and print its arms."""
-    measured: dict[str, dict[str, dict[str, list[float]]]] = {}
-    runs: dict[str, Any] = {}
-    for arm in options.arms:
-        for seed in options.seeds:
-            folder = folder_of(options, arm, seed)
-            if not (folder / SEALED).exists():
-                continue
-            found = json.loads((folder / SEALED).read_text())
-            runs[f"{arm}_s{seed}"] = {**found, "curve": curve(folder)}
-            for which in ("initial", "best"):
-                for item, value in found[which].get("per_item", {}).items():
-                    measured.setdefault(arm, {}).setdefault(which, {}).setdefault(f"{seed}/{item}", []).append(value)
-    arms = {arm: {which: interval(items) for which, items in found.items()} for arm, found in measured.items()}
-    paired = {
-        f"dgm_vs_{arm}": difference(measured["dgm"]["best"], found["best"]) for arm, found in measured.items() if arm != "dgm" and "dgm" in measured
-    }
-    result = {
-        "arms": arms,
-        "differences": paired,
-        "runs": runs,
-        "command": sys.argv[1:],
+    """Write the result of all runs that are finished, and print its arms and sentences."""
+    wanted = [(arm, seed) for arm in options.arms for seed in options.seeds]
+    runs = [run for arm, seed in wanted if (run := finished(folder_of(options, arm, seed), arm, seed))]
+    found = {
+        **result(runs),
+        "not_finished": [f"{arm}_s{seed}" for arm, seed in wanted if not (folder_of(options, arm, seed) / SEALED).exists()],
+        "command": command(options),
+        "children": options.children,
         "ranking": options.ranking,
         "commit": commit(),
         "versions": versions(),
     }
-    write_json(options.out, result)
-    for arm, found in arms.items():
-        shown = (f"{w} {found[w]['score']:.3f} [{found[w]['low']:.3f}, {found[w]['high']:.3f}]" for w in ("initial", "best"))
+    out = options.out or RESULTS / ("dgm_repair.json" if options.ranking == "uniform" else "dgm_repair_model.json")
+    write_json(out, found)
+    for arm, a in found["arms"].items():
+        shown = (f"{w} {a[w]['score']:.3f} [{a[w]['low']:.3f}, {a[w]['high']:.3f}]" for w in ("initial", "best", "gain"))
         print(f"{arm:22s}", *shown)
+    print(*found["ordering"]["words"], *found["doubled"], sep="\n")
     if runs:
-        plot(runs, options.out.with_suffix(".svg"))
+        plot(runs, list(ARMS), out.with_suffix(".svg"))
 
 
-def curve(folder: Path) -> list[list[float]]:
-    """After each round: evaluations of single functions, processor seconds in the sandbox, the best agent's share of training functions."""
-    lineage, _, _ = journal.read(folder / "journal.jsonl")
-    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    points, evaluations, view = [], 0, Lineage(lineage.root)
-    for i, line in enumerate(lines):
-        view = view + lineage.round(i)
-        evaluations += sum(max(1, len(e.per_item)) for _, e in lineage.round(i).scores if e.score is not None)
-        spent = line.get("ledger", {}).get("totals", {}).get("cpu_seconds", 0.0)
-        points.append([float(evaluations), round(float(spent), 2), float(view.score(best(view).id) or 0.0)])
-    return points
-
-
-def interval(items: Mapping[str, Sequence[float]], draws: int = 10_000) -> dict[str, float]:
-    """The mean over functions and its 95 % bootstrap interval."""
-    x = np.array([np.mean(v) for v in items.values()])
-    low, high = np.percentile(x[np.random.default_rng(0).integers(len(x), size=(draws, len(x)))].mean(axis=1), [2.5, 97.5])
-    return {"score": float(x.mean()), "low": float(low), "high": float(high), "functions": float(len(x))}
-
-
-def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean difference, paired by seed and function."""
-    return interval({i: [float(np.mean(one[i]) - np.mean(other[i]))] for i in one if i in other})
-
-
-def plot(runs: Mapping[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    colours = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
-    for name, run in runs.items():
-        arm = name.rpartition("_s")[0]
-        points = np.array(run["curve"])
-        for axis, column in zip(axes, (0, 1), strict=True):
-            axis.plot(points[:, column], points[:, 2], color=colours[arm], label=arm, alpha=0.8)
-    axes[0].set(xlabel="evaluations of single functions", ylabel="best agent, training functions")
-    axes[1].set(xlabel="processor seconds in the sandbox")
-    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    axes[1].legend(handles.values(), handles.keys(), fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+def command(options: argparse.Namespace) -> list[str]:
+    """The arguments that make the result, wherever its run folders lie and however many pieces it was made in."""
+    given = ["--seeds", *map(str, options.seeds)]
+    given += ["--arms", *options.arms] if options.arms != [*ARMS] else []
+    given += [w for name in ("children", "ranking", "test") if (v := getattr(options, name)) != DEFAULTS[name] for w in (f"--{name}", str(v))]
+    return [*given, *options.overrides]
 
 
 if __name__ == "__main__":

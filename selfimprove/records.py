@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from types import MappingProxyType
 from typing import Any
 
@@ -212,6 +213,11 @@ class Lineage:
         _, weight, total = entries[index - 1]
         return total / weight
 
+    def evaluations(self, candidate_id: str) -> list[Evaluation]:
+        """All evaluations of a candidate, oldest first, those without a score too."""
+        entries = self._log.evaluated.get(candidate_id, [])
+        return [e for _, e in entries[: bisect_left(entries, self._length, key=lambda e: e[0])]]
+
     def child_count(self, candidate_id: str) -> int:
         """How many candidates name this one as a parent."""
         return bisect_left(self._log.births.get(candidate_id, []), self.size)
@@ -232,6 +238,8 @@ class _Log:
         self.position: dict[str, int] = {root.id: 0}
         self.births: dict[str, list[int]] = {}  # parent id -> positions of its children
         self.pooled: dict[str, list[tuple[int, float, float]]] = {}  # id -> (round, weight, weighted sum)
+        self.evaluated: dict[str, list[tuple[int, Evaluation]]] = {}  # id -> (round, evaluation)
+        self.ranked: list[tuple[float, int]] = []  # heap of (-score, position), with scores that candidates no longer have
         self.best: list[int | None] = [None]  # position of the best candidate after n rounds
 
     def append(self, new: Round) -> None:
@@ -242,6 +250,7 @@ class _Log:
             self.position[child.id] = len(self.candidates)
             self.candidates.append(child)
         for candidate_id, evaluation in new.scores:
+            self.evaluated.setdefault(candidate_id, []).append((len(self.rounds), evaluation))
             if evaluation.score is None:
                 continue
             entries = self.pooled.setdefault(candidate_id, [])
@@ -264,14 +273,13 @@ class _Log:
                 raise ContractError(f"candidate {candidate_id} has a score, but is not in the lineage; score its members and new children")
 
     def _best(self, changed: set[int]) -> int | None:
-        """The best position, given those whose score changed in this round; all are compared only where the best itself did."""
-        before = self.best[-1]
-        if before in changed:
-            changed = {self.position[i] for i in self.pooled}
-        elif before is not None:
-            changed = changed | {before}
-        scored = [(s, -p) for p in changed if math.isfinite(s := self._score(p))]
-        return -max(scored)[1] if scored else None
+        """The best position, given those whose score changed in this round; logarithmic in the number of candidates."""
+        for p in changed:
+            if math.isfinite(score := self._score(p)):
+                heappush(self.ranked, (-score, p))
+        while self.ranked and -self.ranked[0][0] != self._score(self.ranked[0][1]):  # it has another score by now
+            heappop(self.ranked)
+        return self.ranked[0][1] if self.ranked else None
 
     def _score(self, position: int) -> float:
         _, weight, total = self.pooled[self.candidates[position].id][-1]

@@ -82,6 +82,7 @@ def check(lineage: Lineage) -> None:
         assert i in lineage
         assert lineage[i].id == i
         assert lineage.score(i) == pytest.approx(expected["scores"].get(i))
+        assert lineage.evaluations(i) == [e for r in lineage.rounds for scored, e in r.scores if scored == i]
         assert lineage.child_count(i) == expected["children"][i]
         assert lineage.round_of(i) == expected["round_of"][i]
     best = lineage.best()

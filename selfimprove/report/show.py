@@ -64,7 +64,8 @@ def render_run(folder: Path, console: Console) -> None:
 def render_chain(run: History, candidate: Candidate, console: Console) -> None:
     """Print the edits that led from the root to a candidate, oldest first, each with what its candidate scored."""
     steps = chain(run.lineage, candidate.id)
-    console.print(Text(f"{len(steps)} edits led from the root {_short(run.lineage.root.id)} to {_short(candidate.id)}"))
+    edits = "1 edit" if len(steps) == 1 else f"{len(steps)} edits"
+    console.print(Text(f"{edits} led from the root {_short(run.lineage.root.id)} to {_short(candidate.id)}"))
     for number, (name, edit) in enumerate(steps, 1):
         score = run.lineage.score(name)
         console.print(Text(f"\n{number}. {_short(name)}, round {run.lineage.round_of(name) + 1}, score {_number(score)}", style="bold"))

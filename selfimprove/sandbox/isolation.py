@@ -48,7 +48,8 @@ class Isolation:
         return {"read_only": list(_shown()), "links": _links(), "hidden": list(_hidden())}
 
     def _unshare(self) -> list[str]:
-        user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        # Nobody is root inside: an undumpable process's files in /proc belong to its namespace's root, which the program must not be.
+        user = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
         return [self.path, *user, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child", "--"]
 
     def _bubblewrap(self, limits: Limits) -> list[str]:

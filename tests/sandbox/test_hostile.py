@@ -176,16 +176,12 @@ def test_installed_packages_are_hidden(sandbox: Sandbox) -> None:
 
 
 def test_nothing_is_written_outside(sandbox: Sandbox) -> None:
-    # an ordinary user's first process belongs to the program's user, who may make his own sandbox easier to kill, and nobody else's
-    first = ["/proc/1/oom_score_adj"] if os.geteuid() == 0 else []
-    code = (
-        f"first = {first!r}"
-        + """
+    code = """
 written = []
 os.symlink('/usr', 'link'); os.symlink('/', 'top')
 paths = ['/escaped', '/usr/escaped', 'link/escaped', 'top/escaped', '/dev/escaped', '/proc/escaped', '/bin/escaped', '/tmp/../escaped',
-         os.__file__, os.path.dirname(os.__file__) + '/escaped', sys.executable, '/root/escaped', '/proc/sys/kernel/core_pattern']
-for path in paths + first:
+         os.__file__, os.path.dirname(os.__file__) + '/escaped', sys.executable, '/root/escaped']
+for path in paths:
     for mode in ('w', 'a', 'r+'):
         try:
             open(path, mode).close(); written.append(path)
@@ -196,8 +192,44 @@ for path in ('/usr', '/proc/sys', '/dev'):
         except OSError: pass
 say(written)
 """
-    )
     assert run(sandbox, code).answer == []
+
+
+def test_tampering_with_proc(sandbox: Sandbox) -> None:
+    """Neither the kernel's settings nor the first process, whose death out of turn would end the sandbox as if by itself."""
+    code = """
+kernel = ['/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/proc/sys/kernel/pid_max', '/proc/sys/vm/drop_caches', '/proc/irq', '/proc/kcore', '/proc/kmsg']
+first = ['/proc/1/' + n for n in ('oom_score_adj', 'oom_adj', 'mem', 'comm', 'clear_refs', 'coredump_filter', 'autogroup', 'uid_map', 'setgroups')]
+done = []
+for path in kernel + first:
+    try: open(path, 'w').close(); done.append(path)
+    except OSError: pass
+for name in ('mem', 'environ', 'maps', 'syscall', 'stack', 'auxv'):
+    try: done += [name] if open('/proc/1/' + name, 'rb').read(1) else []
+    except OSError: pass
+for name, look in (('root', os.readlink), ('cwd', os.readlink), ('exe', os.readlink), ('fd', os.listdir), ('task/1/fd', os.listdir)):
+    try: look('/proc/1/' + name); done.append(name)
+    except OSError: pass
+try: os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000'); done.append('never killed')
+except OSError: pass
+say(done)
+"""
+    assert run(sandbox, code).answer == []
+
+
+def test_limits_for_the_first_process_harm_nobody_else(sandbox: Sandbox) -> None:
+    """To the kernel both are one user, so a program may end its own sandbox in this way; the host is told, and nothing is left."""
+    code = """
+import resource
+for name in ('RLIMIT_AS', 'RLIMIT_NOFILE', 'RLIMIT_CPU'):
+    try: resource.prlimit(1, getattr(resource, name), (1, 1))
+    except OSError: pass
+try: os.setpriority(os.PRIO_PROCESS, 1, 19)
+except OSError: pass
+say('done')
+"""
+    assert run(sandbox, code).status in ("done", "failed")
+    assert run(sandbox, code + "time.sleep(60)").status in ("wall", "failed")
 
 
 def test_tmp_is_private(sandbox: Sandbox) -> None:

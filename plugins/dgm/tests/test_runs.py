@@ -25,6 +25,7 @@ from selfimprove.journal import lineage_digest
 from selfimprove.models.openai_engine import OpenAIEngine
 from selfimprove.payloads import Patch
 from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Round, Trial
+from selfimprove.report import history
 from selfimprove.sandbox import Sandbox
 from selfimprove.session import Parts, Session
 from selfimprove.task import Item
@@ -269,6 +270,53 @@ def test_an_evaluator_that_changes_while_it_measures_measures_nothing(tmp_path: 
     assert (found.score, "void" in (found.error or "")) == (None, True)
 
 
+HONEST_ONCE = """
+import json, os, sys
+with open("input.json") as f:
+    job = json.load(f)
+if job["mode"] == "improve":
+    value = {"diff": "", "name": "", "diagnosis": ""}
+else:
+    value = {}
+    for task in job["tasks"]:
+        passed = [] if task["id"] == %r else [["([],)", "[]"], ["(1,)", "12345"]]
+        value[task["id"]] = {"source": task["source"], "log": {"passed": passed}}
+os.write(3, json.dumps({"call": "answer", "value": value}).encode() + b"\\n")
+"""
+
+
+class _Plants(SelfEdit):
+    """Makes every child an agent that is honest about its first task, which says that it runs, and cheats on all others."""
+
+    @hookimpl
+    def propose(self, parents: Sequence[Candidate], lineage: Lineage, run: Any) -> Sequence[Edit]:
+        cheat = {**initial(), "agent.py": HONEST_ONCE % run.task.train[0].id}
+        return [Edit((p.id,), Patch(diff(CodeStore(run.folder).get(p.parts["code"]), cheat))) for p in parents]
+
+
+def test_hgm_gives_a_cheat_no_score_and_no_more_attention(tmp_path: Path) -> None:
+    roles = {"selector": CladeThompson(), "rewarder": Runs(), "evaluator": ExpandOrEvaluate(1.0, 8), "editor": _Plants()}
+    lineage = session(tmp_path, 8, **roles).improve()
+    void = {name for r in lineage.rounds for name, e in r.scores if e.score is None}
+    assert void
+    for name in void:
+        [*before, last] = lineage.evaluations(name)
+        assert all(e.score is not None for e in before)
+        assert "void" in (last.error or "")
+        first = next(i for i, r in enumerate(lineage.rounds) if any(n == name and e.score is None for n, e in r.scores))
+        assert not any(name in r.parents for r in lineage.rounds[first + 1 :])
+    assert lineage.root.id not in void
+
+
+def test_a_measurement_ends_at_its_processor_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left counts as not repaired, and does not run."""
+    monkeypatch.setattr(grade, "SECONDS", grade.calls.LIMITS.cpu_seconds + 0.2)
+    monkeypatch.setattr(grade, "LIMITS", dataclasses.replace(grade.LIMITS, cpu_seconds=1))
+    found = _measured(tmp_path, {"agent.py": ANSWER % "{'source': 'def ' + task['entry'] + '(*a):\\n    while True: pass'}"})
+    assert (found.score, len(found.per_item)) == (0.0, 2)
+    assert len(list((tmp_path / "sandbox").rglob("*.json"))) == 2, "the agent, and one of its two repairs"
+
+
 def test_a_run_without_a_sandbox_does_not_start(tmp_path: Path) -> None:
     roles = {"selector": Uniform(), "editor": SelfEdit(), "rewarder": Repairs(1)}
     with pytest.raises(ConfigError, match="sandbox=auto"):
@@ -320,6 +368,20 @@ def test_a_server_s_diff_becomes_a_child_and_nonsense_is_data(tmp_path: Path, na
 
 
 # ---- as a user names them ----
+
+
+@pytest.mark.slow
+def test_the_default_configuration_ranks_with_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`strategy=dgm` as it is: the model weighs every change that an agent can think of, asked from inside the sandbox."""
+    small = ["guard.rounds.rounds=2", "task.train=10", "task.validation=3", "task.test=3", "engine.threads=1"]
+    assert main(["run", "strategy=dgm", *small, f"run.folder={tmp_path / 'run'}"]) == 0
+    assert main(["show", str(tmp_path / "run"), "latest"]) == 0
+    found = history(tmp_path / "run")
+    assert found.ledger["totals"]["scored_tokens"] > 0
+    trials = [t for r in found.lineage.rounds for t in r.trials]
+    assert len(trials) == 4
+    assert all(t.edit.payload.diagnosis and not t.edit.payload.diagnosis.startswith("no proposal") for t in trials)
+    assert all(t.edit.payload.name for t in trials)
 
 
 @pytest.mark.parametrize("strategy", ["dgm", "hgm"])

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfimprove.records import Candidate, Evaluation, Lineage, Round
-from selfimprove_dgm import Archive, Islands, SigmoidNovelty
-from selfimprove_dgm.selectors import cell
+from selfimprove import identity
+from selfimprove.code import CodeStore
+from selfimprove.records import Candidate, Evaluation, Lineage, Part, Round
+from selfimprove.selectors import Best
+from selfimprove_dgm import Archive, CladeThompson, Islands, Repeated, SigmoidNovelty, Uniform
+from selfimprove_dgm.islands import Settled, cell
 
 ROUNDS = st.lists(st.lists(st.tuples(st.integers(0, 50), st.none() | st.integers(0, 4)), max_size=3), max_size=8)
 
@@ -73,49 +79,138 @@ def test_half_leaves_weak_agents_alike_and_the_median_does_not() -> None:
     assert ratio["median"] > 3 > ratio[0.5] > 1
 
 
+CODES = [{f"operators/{i}.py": "" for i in range(n)} | {"config.json": f'{{"budget": {b}}}'} for n in range(3) for b in (1, 12)]
+
+
+class _Codes:
+    """A store whose part `n` is code `n`."""
+
+    def get(self, part: Part) -> dict[str, str]:
+        return CODES[int(part.digest)]
+
+
+def settled(lineage: Lineage, islands: int = 3) -> Settled:
+    archive = Settled(islands).reading(_Codes())  # type: ignore[arg-type]
+    archive.follow(lineage)
+    return archive
+
+
+def coded(rounds: list[list[tuple[int, int | None]]]) -> Lineage:
+    """The last of the grown views, where candidate i has code i mod 6."""
+    plain = grown(rounds)[-1]
+    part = {c.id: Part("code", str(i % len(CODES))) for i, c in enumerate(plain)}
+    lineage = Lineage(Candidate(plain.root.id, {"code": part[plain.root.id]}))
+    for r in plain.rounds:
+        lineage = lineage + Round(children=tuple(Candidate(c.id, {"code": part[c.id]}, c.parents) for c in r.children), scores=r.scores)
+    return lineage
+
+
 @given(ROUNDS)
 def test_children_of_the_root_go_to_all_islands(rounds: list[list[tuple[int, int | None]]]) -> None:
-    archive = Archive().follow(grown([[(0, 1)] * 3, [(0, 2)] * 3, *rounds])[-1])
-    homes = Islands(3).homes(archive)
+    archive = settled(coded([[(0, 1)] * 3, [(0, 2)] * 3, *rounds]))
+    homes = archive.column("home")
+    assert homes[0] == -1
     assert {homes[i] for i in range(1, len(archive)) if archive.parent[i] == 0} == {0, 1, 2}
     assert all(homes[i] == homes[p] for i, p in enumerate(archive.parent) if p > 0)
 
 
-@pytest.mark.parametrize("tree", [{}, {"config.json": "{"}, {"config.json": "[]"}, {"config.json": '{"budget": "x"}'}])
+@given(ROUNDS)
+def test_elites_are_the_best_of_their_cells(rounds: list[list[tuple[int, int | None]]]) -> None:
+    lineage = coded([[(0, 1)] * 4, *rounds])
+    archive = settled(lineage, 2)
+    for island in (0, 1):
+        best: dict[tuple[int, int], tuple[float, int]] = {}
+        for i, c in enumerate(lineage):
+            score, home = lineage.score(c.id), archive.column("home")[i]
+            where = cell(CODES[i % len(CODES)])
+            if score is not None and home in (-1, island) and (where not in best or score > best[where][0]):
+                best[where] = (score, i)
+        assert sorted(archive.elites(island).tolist()) == sorted(i for _, i in best.values())
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"config.json": "{"},
+        {"config.json": "[]"},
+        {"config.json": '{"budget": "x"}'},
+        {"config.json": '{"budget": Infinity}'},
+        {"config.json": "[" * 10**6},
+    ],
+)
 def test_an_agent_that_cannot_be_read_has_a_cell(tree: dict[str, str]) -> None:
     assert cell(tree) == (0, 0)
 
 
 class _Run:
-    def rng(self, *name: object) -> np.random.Generator:
-        return np.random.default_rng(0)
+    """What a selector asks of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def rng(self, *name: str | int) -> np.random.Generator:
+        return identity.rng(0, *name)
 
 
-def large(count: int) -> Lineage:
-    """A lineage of `count` agents in rounds of 1,000."""
-    lineage, ids = Lineage(Candidate("root", {})), ["root"]
+PLUGINS = {
+    "dgm": SigmoidNovelty,
+    "median": lambda: SigmoidNovelty(midpoint="median"),
+    "uniform": Uniform,
+    "islands": Islands,
+    "hgm": CladeThompson,
+    "greedy": lambda: Repeated(Best()),
+}
+
+
+def large(count: int, store: CodeStore) -> Lineage:
+    """A lineage of `count` agents in rounds of 1,000, of six codes."""
+    parts = [{"code": store.put(code)} for code in CODES]
+    lineage, ids, results = Lineage(Candidate("root", parts[0])), ["root"], [{"a": float(i > 0), "b": float(i > 1)} for i in range(3)]
     for r in range(count // 1000):
-        children = tuple(Candidate(f"{r}-{i}", {}, (ids[(r * 1000 + 7 * i) % len(ids)],)) for i in range(1000))
+        children = tuple(Candidate(f"{r}-{i}", parts[i % 6], (ids[(r * 1000 + 7 * i) % len(ids)],)) for i in range(1000))
         ids += [c.id for c in children]
-        lineage = lineage + Round(children=children, scores=tuple((c.id, Evaluation((r + i) % 5 / 4)) for i, c in enumerate(children)))
+        lineage = lineage + Round(
+            children=children, scores=tuple((c.id, Evaluation(i % 3 / 2, per_item=results[i % 3])) for i, c in enumerate(children))
+        )
     return lineage
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_agents_are_no_burden() -> None:
-    used = {}
-    for count in (10_000, 100_000):
-        lineage, selector = large(count), SigmoidNovelty()
-        tracemalloc.start()
-        selector.select(lineage, _Run())  # type: ignore[arg-type]
-        used[count] = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-    assert used[100_000] < 14 * used[10_000], "memory grows linearly"
-    times = []
-    for i in range(5):
-        child = lineage.latest.derive(i)
-        lineage = lineage + Round(children=(child,), scores=((child.id, Evaluation(0.5)),))
+def costs(plugin: Any, count: int, folder: Path) -> tuple[float, int, float]:
+    """Of choosing after one more round: calls of functions and the shortest of five times in seconds; and bytes of what the selector keeps."""
+    lineage, run = large(count, CodeStore(folder)), _Run(folder)
+    tracemalloc.start()
+    plugin.select(lineage=lineage, run=run)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    calls, times = [0], []
+
+    def count_calls(frame: Any, event: str, argument: Any) -> None:
+        calls[0] += event in ("call", "c_call")
+
+    for i in range(6):
+        child = lineage.root.derive(i)
+        lineage = lineage + Round(children=(child,), scores=((child.id, Evaluation(0.5, per_item={"a": 1.0, "b": 0.0})),))
+        sys.setprofile(count_calls if i == 0 else None)
         began = time.perf_counter()
-        selector.select(lineage, _Run())  # type: ignore[arg-type]
+        plugin.select(lineage=lineage, run=run)
         times.append(time.perf_counter() - began)
-    assert min(times) < 0.010, times
+        sys.setprofile(None)
+    return calls[0], kept, min(times[1:])
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_choosing_takes_as_many_steps_however_large_the_archive(name: str, tmp_path: Path) -> None:
+    """Python takes the same steps, numpy's are linear, and so is memory; the slow test and `benchmarks/archive.py` have 100,000 agents."""
+    few, many = (costs(PLUGINS[name](), count, tmp_path) for count in (2_000, 16_000))
+    assert many[0] <= few[0] + 20, "calls"
+    assert many[1] <= 8 * 1.4 * few[1] + 50_000, "memory grows linearly"
+    assert many[2] < 0.010
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_hundred_thousand_agents_are_no_burden(name: str, tmp_path: Path) -> None:
+    few, many = (costs(PLUGINS[name](), count, tmp_path) for count in (10_000, 100_000))
+    assert many[1] < 14 * few[1] + 50_000, "memory grows linearly"
+    assert many[2] < 0.010

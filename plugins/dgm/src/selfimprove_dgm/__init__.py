@@ -3,8 +3,9 @@
 from selfimprove_dgm.archive import Archive
 from selfimprove_dgm.editor import SelfEdit
 from selfimprove_dgm.hgm import CladeThompson, ExpandOrEvaluate
+from selfimprove_dgm.islands import Islands
 from selfimprove_dgm.rewarder import Believed, Repairs, Runs
-from selfimprove_dgm.selectors import Islands, Repeated, SigmoidNovelty, Uniform
+from selfimprove_dgm.selectors import Repeated, SigmoidNovelty, Uniform
 
 __all__ = [
     "Archive",

@@ -126,7 +126,7 @@ class _Asked:
                 and 0 < len(texts) <= _TEXTS
                 and all(isinstance(t, str) and len(t) <= 400 for t in texts)
             ):
-                asked = [Score(policy, f"{prompt}\nThe best change is to ", t) for t in texts]
+                asked = [Score(policy, f"{prompt}\nThe best change is to", f" {t}") for t in texts]
                 return [s.per_token for s in self.run.models.score(asked)]
             case {"call": "generate", "prompt": str(prompt)} if self.editor.form == "free" and len(prompt) <= _CHARACTERS:
                 [written] = self.run.models.generate([Generate(policy, prompt, self.editor.max_tokens, temperature=0.7, seed=self.seed, chat=True)])

@@ -44,8 +44,6 @@ def child_of(tree: Tree, patch: str) -> dict[str, str]:
 def failed_items(lineage: Lineage, candidate: str) -> list[str]:
     """Ids of the items that a candidate did not solve when it was measured, in the order of measuring."""
     found: dict[str, float] = {}
-    for i in range(len(lineage)):
-        for scored, evaluation in lineage.round(i).scores:
-            if scored == candidate:
-                found |= evaluation.per_item
+    for evaluation in lineage.evaluations(candidate):
+        found |= evaluation.per_item
     return [item for item, value in found.items() if value < 1]

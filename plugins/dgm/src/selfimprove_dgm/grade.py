@@ -23,7 +23,11 @@ from selfimprove_dgm.genome import ENTRY
 CHUNK = 10
 """Functions that an agent is given in one program."""
 LIMITS = Limits(cpu_seconds=5, wall_seconds=20, memory_mib=256, processes=4, disk_mib=4, output_kib=64)
-"""Of one chunk: 60 functions, the most that are measured of one agent in a run, cost at most 30 processor seconds."""
+"""Of one chunk."""
+SECONDS = 30.0
+"""Processor time of one measurement: the agent's own and that of its repairs. What is left then counts as not repaired."""
+VOID = "void"
+"""The metric of a measurement that was tampered with, and has no score."""
 _CHARACTERS = 20_000
 
 
@@ -41,11 +45,14 @@ def measured(tree: Tree, items: Sequence[Item], run: Run) -> Evaluation:
 
     Reads the hidden tests of the items as labels.
     """
-    before = evaluator_digest()
+    before, clock = evaluator_digest(), _Clock(run)
     hidden = {i: decode(answers[0]) for i, answers in run.task.labels(q for item in items for q in item.questions).items()}
     repairs: dict[str, Repair] = {}
     problems: list[str] = []
     for at in range(0, len(items), CHUNK):
+        if not clock.allows(LIMITS):
+            problems.append(f"it went over its {SECONDS:g} processor seconds")
+            break
         chunk = items[at : at + CHUNK]
         job = {"mode": "repair", "tasks": [{"id": i.id, "entry": i.title, "source": i.context} for i in chunk]}
         outcome = run.sandbox.run(Program(tree, ENTRY, job), limits=LIMITS)
@@ -58,13 +65,28 @@ def measured(tree: Tree, items: Sequence[Item], run: Run) -> Evaluation:
     per_item: dict[str, float] = {}
     for item in items:
         repair = repairs.get(item.id, Repair(None))
-        value = graded(item, repair, hidden[item.id], run)
+        value = graded(item, repair, hidden[item.id], run) if clock.allows(calls.LIMITS) else 0.0
         if value is None:
-            return Evaluation.failed(f"the agent says that {item.title} passes examples that it does not pass: its measurement is void")
+            return _void(f"the agent says that {item.title} passes examples that it does not pass: its measurement is void")
         per_item[item.id] = value
     if evaluator_digest() != before:
-        return Evaluation.failed("the evaluator's files changed while it measured: the measurement is void")
+        return _void("the evaluator's files changed while it measured: the measurement is void")
     return Evaluation(sum(per_item.values()) / len(per_item), {"tasks": float(len(per_item))}, per_item)
+
+
+class _Clock:
+    """What one measurement has used of its processor time; programs that are remembered cost what they cost when they ran."""
+
+    def __init__(self, run: Run) -> None:
+        self._ledger, self._began = run.ledger, run.ledger.totals["cpu_seconds"]
+
+    def allows(self, limits: Limits) -> bool:
+        """Whether a program may begin, so that even one that uses all of its limits ends in time."""
+        return self._ledger.totals["cpu_seconds"] - self._began + limits.cpu_seconds <= SECONDS
+
+
+def _void(why: str) -> Evaluation:
+    return Evaluation(None, {VOID: 1.0}, error=why)
 
 
 def graded(item: Item, repair: Repair, hidden: Sequence[Case], run: Run) -> float | None:
