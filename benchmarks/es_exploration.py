@@ -50,15 +50,26 @@ def eggroll(population: int, sigma: float, steps: float, *more: str) -> list[str
 
 RUNS: dict[str, list[str]] = {
     "policy_gradient": ["strategy=srt", "rewarder=verifier", "middleware=[]", "editor.levels=[0]"],
-    "eggroll": eggroll(32, 0.008, 4),
-    "eggroll_likelihood": eggroll(32, 0.008, 4, *LIKELIHOOD, "rewarder.prompts=8"),
+    "eggroll": eggroll(16, 0.008, 2),
+    "population_32": eggroll(32, 0.008, 4),
+    "population_64": eggroll(64, 0.008, 8),
+    "long_steps": eggroll(16, 0.008, 4),
+    "short_steps": eggroll(16, 0.008, 1),
+    "little_noise": eggroll(16, 0.004, 4),
+    "much_noise": eggroll(16, 0.016, 1),
+    "ranks": [*eggroll(16, 0.008, 7), "updater.shaping=centred_ranks"],
+    "few_prompts": [*eggroll(16, 0.008, 2), "rewarder.prompts=2"],
+    "many_prompts": [*eggroll(16, 0.008, 2), "rewarder.prompts=8"],
+    "greedy": [*eggroll(16, 0.008, 2), "rewarder.temperature=0", "rewarder.prompts=8", "rewarder.samples=1"],
+    "likelihood": eggroll(32, 0.008, 4, *LIKELIHOOD, "rewarder.prompts=8"),
+    "likelihood_short_steps": eggroll(32, 0.008, 2, *LIKELIHOOD, "rewarder.prompts=8"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*NOISE, *RUNS], default=[*NOISE, *RUNS])
-    parser.add_argument("--flops", type=float, default=1e13, help="budget of each run")
+    parser.add_argument("--flops", type=float, default=1.5e13, help="budget of each run")
     parser.add_argument("--work", type=Path, default=Path("runs", "es_exploration"))
     parser.add_argument("--out", type=Path, default=RESULTS / "es_exploration.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of everything")
