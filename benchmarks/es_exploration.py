@@ -29,7 +29,7 @@ from selfimprove.storage import write_json
 from selfimprove_evolution import AnswerLikelihood, Fitness
 
 SEED = 7
-SIZES = [f"seed={SEED}", f"task.seed={SEED}", "task.train=40", "task.validation=40", "task.test=2", "evaluator=none", "observer=[]"]
+SIZES = [f"seed={SEED}", f"task.seed={SEED}", "task.train=40", "task.validation=24", "task.test=2", "evaluator=none", "observer=[]"]
 SAMPLED = ["rewarder.levels=[0]", "rewarder.temperature=1", "rewarder.prompts=4", "rewarder.samples=4"]
 """The fitness that policy gradients are rewarded by: the share of right answers at temperature 1."""
 LIKELIHOOD = ["rewarder=answer_likelihood", "rewarder.levels=[0]"]
@@ -64,12 +64,14 @@ RUNS: dict[str, list[str]] = {
     "likelihood": eggroll(32, 0.008, 4, *LIKELIHOOD, "rewarder.prompts=8"),
     "likelihood_short_steps": eggroll(32, 0.008, 2, *LIKELIHOOD, "rewarder.prompts=8"),
 }
+ROOT_BESIDE = "eggroll"
+"""The run beside which the root is measured."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*NOISE, *RUNS], default=[*NOISE, *RUNS])
-    parser.add_argument("--flops", type=float, default=1.5e13, help="budget of each run")
+    parser.add_argument("--flops", type=float, default=1e13, help="budget of each run")
     parser.add_argument("--work", type=Path, default=Path("runs", "es_exploration"))
     parser.add_argument("--out", type=Path, default=RESULTS / "es_exploration.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of everything")
@@ -125,8 +127,9 @@ def trained(folder: Path, overrides: Sequence[str], options: argparse.Namespace)
     lineage = session.improve()
     _, ledger, _ = journal.read(folder / "journal.jsonl")
     session, _ = opened(folder, [*overrides, *budget, *options.overrides])
+    chosen = {**({"root": lineage.root} if folder.name == ROOT_BESIDE else {}), "latest": lineage.latest}
     with session.run.stage("evaluate", 1), session.run.task.reading_as("es_exploration", True):
-        measured = {n: PassAtK(8).measure(session.run, c.parts["policy"]) for n, c in (("root", lineage.root), ("latest", lineage.latest))}
+        measured = {n: PassAtK(8).measure(session.run, c.parts["policy"]) for n, c in chosen.items()}
     session.close()
     rewards = [[e.score for e in r.rewards if e.score is not None] for r in lineage.rounds]
     return {

@@ -21,6 +21,7 @@ from selfimprove.errors import ConfigError, StorageError
 from selfimprove.ledger import Ledger
 from selfimprove.models import Ascent, Document, Evolve, Generate, Lora, Mix, Models, Perturb, Score, Train, optimizer_of
 from selfimprove.models.adapters import write_adapter
+from selfimprove.models.noise import Table
 from selfimprove.models.recipes import decode, encode
 from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.records import Part
@@ -258,6 +259,13 @@ def test_a_step_is_charged_whether_or_not_it_was_computed(build: Build) -> None:
     assert layer.ledger.totals["flops"] == 0
     layer.derive([Evolve(layer.root, tuple(members), (1.0,) * 6, Ascent(0.1))])
     assert layer.ledger.totals["flops"] > 0
+
+
+def test_noise_is_the_same_in_a_shorter_type() -> None:
+    table, weight = Table(64, torch.device("cpu")), torch.zeros(8, 8)
+    long, short = (table.window(1, "m", weight, dtype) for dtype in (torch.float64, torch.bfloat16))
+    assert long.dtype == torch.float32
+    assert torch.equal(long.bfloat16(), short)
 
 
 def test_noise_in_bfloat16(build: Build) -> None:
