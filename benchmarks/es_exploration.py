@@ -51,6 +51,8 @@ def eggroll(population: int, sigma: float, steps: float, *more: str) -> list[str
 RUNS: dict[str, list[str]] = {
     "policy_gradient": ["strategy=srt", "rewarder=verifier", "middleware=[]", "editor.levels=[0]"],
     "eggroll": eggroll(16, 0.008, 2),
+    "es": ["strategy=es", *eggroll(16, 0.008, 2)[1:], "rewarder.prompts=8"],
+    "population_8": eggroll(8, 0.008, 1.4),
     "population_32": eggroll(32, 0.008, 4),
     "population_64": eggroll(64, 0.008, 8),
     "long_steps": eggroll(16, 0.008, 4),
