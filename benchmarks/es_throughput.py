@@ -2,6 +2,7 @@
 
     python benchmarks/es_throughput.py                     # a population of 64, 3 repetitions
     python benchmarks/es_throughput.py --population 16 --questions 1 --tokens 8 --repetitions 1
+    python benchmarks/es_throughput.py --dtype bfloat16 float32
     python benchmarks/es_throughput.py --device cuda
 
 The work is `population` × `questions` completions of exactly `tokens` sampled tokens each. Three sides take turns on it, after a small warm-up that
@@ -14,13 +15,14 @@ does not count, and medians are compared:
 `es_of_inference` is eggroll's tokens per second as a share of inference's where every row has a prompt of its own, so that both sides read as many
 prompt tokens. With common random numbers all members get the same questions; then the unperturbed model reads each of them once, and a population
 cannot: `es_of_inference_same_prompts` is that share. `plain_es_of_inference` is es's share of the same. Memory is the peak of a process of its own
-for each population from the opened model on, with equally many rows (Linux, or a GPU). The last line is one JSON
-object; the rest is in benchmarks/results/es_throughput.json.
+from the opened model on, with equally many rows (Linux, or a GPU): of inference, of eggroll for each population, and of es. The last line is one
+JSON object, of the type that came last; the rest is in benchmarks/results/es_throughput.json, which keeps what it holds of other types.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -28,6 +30,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from _machine import RESULTS, commit, describe, median, timed, versions, warn_if_busy, write
@@ -39,13 +42,15 @@ from selfimprove.records import Part
 
 KEYS = ("es_of_inference", "es_of_inference_same_prompts", "plain_es_of_inference", "eggroll_x_plain_es")
 SIGMA = 0.001
+SIDES = ("inference", "es", "eggroll")
+"""Whose peak of memory is measured."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", nargs="+", default=["auto"])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--population", type=int, default=64)
     parser.add_argument("--questions", type=int, default=4, help="questions of each member")
@@ -55,11 +60,23 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="*", default=[8, 16, 32, 64], help="populations whose peak memory is measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "es_throughput.json")
-    parser.add_argument("--peak", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=SIDES, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak is not None:
-        print(json.dumps(peak(options)))
+        print(json.dumps(peak(argparse.Namespace(**{**vars(options), "dtype": options.dtype[0]}))))
         return
+    found: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(options.out.read_text())["dtypes"]
+    for dtype in options.dtype:
+        name, content = measured(argparse.Namespace(**{**vars(options), "dtype": dtype}))
+        found[name] = content
+        write(options.out, {"keys": next(iter(found.values()))["keys"], "dtypes": found})
+    print(json.dumps({n: round(found[name]["keys"][n], 3) for n in KEYS}))
+
+
+def measured(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The name of a type, and what there is to know of it."""
     load = warn_if_busy()
     bench = Bench(options)
     seconds = bench.measure()
@@ -72,12 +89,11 @@ def main() -> None:
         "plain_es_of_inference": by_side["es"] / by_side["inference_same_prompts"],
         "eggroll_x_plain_es": by_side["eggroll_same_prompts"] / by_side["es"],
     }
-    memory = {str(n): in_a_process(n) for n in options.memory}
     content = {
         "keys": keys,
         "tokens_per_second": by_side,
         "seconds": {side: found for (side, _), found in seconds.items()},
-        "memory": memory,
+        "memory": memory(options),
         "options": {n: v for n, v in vars(options).items() if n not in ("out", "peak")},
         "load_average_before": load,
         "machine": {**describe(bench.engine.device), "dtype": str(bench.engine.dtype)},
@@ -85,8 +101,17 @@ def main() -> None:
         "commit": commit(),
         "versions": versions(),
     }
-    write(options.out, content)
-    print(json.dumps({n: round(keys[n], 3) for n in KEYS}))
+    return str(bench.engine.dtype).removeprefix("torch."), content
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Peaks by side, of eggroll by population, and how much they grow from the smallest population to the largest."""
+    if not options.memory:
+        return {}
+    eggroll = {str(n): in_a_process(options, "eggroll", n) for n in sorted(options.memory)}
+    small, large = (eggroll[str(end(options.memory))] for end in (min, max))
+    growth = {n: large[n] - small[n] for n in ("peak_mib", "factors_mib")}
+    return {**{side: in_a_process(options, side, 2) for side in ("inference", "es")}, "eggroll": eggroll, "eggroll_growth": growth}
 
 
 class Bench:
@@ -150,30 +175,37 @@ def question(number: int) -> str:
     return f"{10 + number % 90} times {10 + number // 90 % 90}: what is the product of these two numbers? Reply with only the number."
 
 
-def in_a_process(population: int) -> dict[str, float]:
-    """What `peak` tells, for a population of this size."""
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--peak", str(population)], check=True, capture_output=True, text=True)
+def in_a_process(options: argparse.Namespace, side: str, population: int) -> dict[str, float]:
+    """What `peak` tells of a side, for a population of this size. All have equally many rows."""
+    rows = max([options.population, *options.memory])
+    sizes = {"population": population, "questions": max(1, rows // population), "tokens": options.tokens, "rank": options.rank}
+    engine = {"model": options.model, "device": options.device, "dtype": options.dtype, "threads": options.threads}
+    arguments = [str(x) for name, value in {**engine, **sizes, "peak": side}.items() for x in (f"--{name}", value)]
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def peak(options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of evaluating a population under low-rank noise, and what its factors take, in MiB. Rows in flight are equal for all sizes."""
-    bench = Bench(argparse.Namespace(**{**vars(options), "population": options.peak, "questions": max(1, bench_rows(options) // options.peak)}))
+    """Peak memory of evaluating a population, in MiB, and what of it can be told apart: the factors of low-rank noise; the scratch buffer of
+    full-rank noise, which is as large as the largest weight, and the table that its windows are taken from."""
+    bench = Bench(options)
+    rank = {"inference": None, "es": 0, "eggroll": options.rank}[options.peak]
     with tempfile.TemporaryDirectory() as folder:
         models = Models(bench.engine, Path(folder), Ledger())
         _forget_peak(bench.engine.device)
         before = _peak(bench.engine.device)
-        requests = bench.requests(models, options.rank, apart=True)
+        requests = bench.requests(models, rank, apart=True)
         models.generate(requests)
-        [adapter] = [models.adapter(p.digest) for p in [requests[0].policy]]
-        factors = options.peak * sum(w.numel() for w in adapter.values()) * bench.engine.dtype.itemsize / 2**20
-        return {"peak_mib": _peak(bench.engine.device), "loaded_mib": before, "factors_mib": factors, "rows": float(len(requests))}
-
-
-def bench_rows(options: argparse.Namespace) -> int:
-    """Rows that every population is evaluated on."""
-    return max([options.population, *options.memory])
+        found = {"peak_mib": _peak(bench.engine.device), "loaded_mib": before, "rows": float(len(requests))}
+        sizes = (
+            [w.numel() * bench.engine.dtype.itemsize / 2**20 for w in models.adapter(requests[0].policy.digest).values()] if rank is not None else []
+        )
+    if rank is None:
+        return found
+    if rank:
+        return {**found, "factors_mib": options.population * sum(sizes)}
+    return {**found, "scratch_mib": max(sizes), "table_mib": bench.engine.table.values.nbytes / 2**20}
 
 
 def _forget_peak(device: torch.device) -> None:

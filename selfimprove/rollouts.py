@@ -77,7 +77,7 @@ class Rollouts:
     def prepare(self, root: Candidate, run: Run) -> Candidate | None:
         for number in range(len(self.levels) or 1):
             if not self.questions(run, number, root):
-                raise ConfigError("there is no training question to answer; raise task.train" + (" or editor.levels" if self.levels else ""))
+                raise ConfigError("there is no training question to answer; raise task.train" + (" or levels" if self.levels else ""))
         return None
 
     @hookimpl

@@ -43,41 +43,40 @@ def test_throughput(tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ("--population", "4", "--questions", "1", "--tokens", "4", "--repetitions", "1", "--memory", "2", "4")
     said = run("es_throughput.py", "--model", tiny, "--out", str(out), "--dtype", "float32", *sizes)
-    found = json.loads(out.read_text())
+    result = json.loads(out.read_text())
+    found = result["dtypes"]["float32"]
     keys = {"es_of_inference", "es_of_inference_same_prompts", "plain_es_of_inference", "eggroll_x_plain_es"}
     assert json.loads(said.splitlines()[-1]).keys() == found["keys"].keys() == keys
+    assert result["keys"] == found["keys"]
     assert all(v > 0 for v in found["keys"].values())
-    small, large = found["memory"]["2"], found["memory"]["4"]
+    peaks = found["memory"]
+    small, large = peaks["eggroll"]["2"], peaks["eggroll"]["4"]
     assert large["factors_mib"] == pytest.approx(2 * small["factors_mib"])
-    assert small["rows"] == large["rows"] == 4
+    assert peaks["eggroll_growth"]["factors_mib"] == pytest.approx(small["factors_mib"])
+    assert {p["rows"] for p in (peaks["inference"], peaks["es"], small, large)} == {4}
+    assert 0 < peaks["es"]["scratch_mib"] < peaks["es"]["table_mib"]
+    run("es_throughput.py", "--model", tiny, "--out", str(out), "--dtype", "float64", *sizes[:-2])
+    assert json.loads(out.read_text())["dtypes"].keys() == {"float32", "float64"}
 
 
 def test_arithmetic(tiny: str, tmp_path: Path) -> None:
-    own = [f"{arm}:{role}.asking.max_tokens=4" for arm, role in (("es", "rewarder"), ("eggroll", "rewarder"), ("policy_gradient", "editor"))]
-    small = [*(f"{arm}:editor.population=4" for arm in ("es", "eggroll")), *(f"{arm}:rewarder.prompts=2" for arm in ("es", "eggroll"))]
-    arguments = (
-        "--train",
-        "6",
-        "--test",
-        "2",
-        "--flops",
-        "2e6",
-        "--tokens",
-        "20",
-        "--work",
-        str(tmp_path / "work"),
-        "--out",
-        str(tmp_path / "out.json"),
-    )
-    settings = ("model=hf", f"model.name={tiny}", "observer=[]", "policy_gradient:editor.prompts=2", "policy_gradient:editor.samples=2", *own, *small)
+    asked = {"es": "rewarder", "eggroll": "rewarder", "policy_gradient": "editor"}
+    small = [f"{arm}:{role}.{key}" for arm, role in asked.items() for key in ("asking.max_tokens=4", "prompts=2")]
+    small += [*(f"{arm}:editor.population=4" for arm in asked if arm != "policy_gradient"), "policy_gradient:editor.samples=2"]
+    sizes = {"train": 6, "test": 2, "flops": "2e6", "tokens": 20, "work": tmp_path / "work", "out": tmp_path / "out.json"}
+    arguments = [str(x) for name, value in sizes.items() for x in (f"--{name}", value)]
+    settings = ("model=hf", f"model.name={tiny}", "observer=[]", *small)
     run("es_arithmetic.py", *arguments, *settings)
     found = json.loads((tmp_path / "out.json").read_text())
-    arms = {"untrained", "untrained_best_temperature", "es", "eggroll", "policy_gradient"}
+    untrained = {"untrained", "untrained_greedy", "untrained_best_temperature"}
     for table, unit in (("flops", "flops"), ("tokens", "generated_tokens")):
         rows = found["tables"][table]
-        assert rows["arms"].keys() == arms
+        assert rows["arms"].keys() == untrained | asked.keys()
         assert {"eggroll_vs_policy_gradient", "es_vs_untrained"} <= rows["pass_at_1_differences"].keys()
         assert all(r["ledger"][unit] >= rows["budget"] for r in rows["runs"].values())
+        assert all(len(r["rewards"]) == len(r["spent_before"]) and r["spent_before"][0][unit] == 0 for r in rows["runs"].values())
+    assert found["arms"] == found["tables"]["flops"]["arms"]
+    assert {"mean", "low", "high"} <= found["arms"]["eggroll"]["pass_at_8"].keys()
     assert (tmp_path / "out.svg").exists()
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*") if p.is_file()}
     run("es_arithmetic.py", *arguments, *settings)

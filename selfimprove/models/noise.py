@@ -36,12 +36,20 @@ class Table:
     def __init__(self, largest: int, device: torch.device) -> None:
         size = 1 << max(LEAST, SPARE * largest).bit_length()
         self.values = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+        self._copies: dict[torch.dtype, Tensor] = {}
 
-    def window(self, seed: int, module: str, weight: Tensor) -> Tensor:
-        """The noise of a module's weight under a seed; a view, in float32. (out, in)"""
-        count = weight.numel()
-        begin = seed_for(seed, module) % (len(self.values) - count + 1)
-        return self.values[begin : begin + count].view(weight.shape)
+    def window(self, seed: int, module: str, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The noise of a module's weight under a seed; a view of the table, or of its copy in a shorter type. (out, in)"""
+        values, count = self._as(dtype), weight.numel()
+        begin = seed_for(seed, module) % (len(values) - count + 1)
+        return values[begin : begin + count].view(weight.shape)
+
+    def _as(self, dtype: torch.dtype) -> Tensor:
+        if dtype.itemsize >= self.values.dtype.itemsize:
+            return self.values
+        if dtype not in self._copies:
+            self._copies[dtype] = self.values.to(dtype)
+        return self._copies[dtype]
 
 
 def factors(modules: Mapping[str, nn.Linear], seed: int, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -75,7 +83,7 @@ def formed(model: nn.Module, recipe: Perturb, table: Table) -> Iterator[None]:
     scratch = first.new_empty(max(m.weight.numel() for m in modules.values()))
     before = {m: m.__dict__.get("forward") for m in modules.values()}
     for name, m in modules.items():
-        window = table.window(recipe.seed, name, m.weight)
+        window = table.window(recipe.seed, name, m.weight, m.weight.dtype)  # in one type with it: half the memory to read, and one kernel
         m.__dict__["forward"] = functools.partial(_product, m, window, recipe.sign * recipe.sigma, scratch[: m.weight.numel()].view(m.weight.shape))
     try:
         yield

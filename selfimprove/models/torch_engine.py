@@ -282,14 +282,14 @@ class TorchEngine:
     @torch.no_grad()
     def derive(self, recipe: Perturb | Evolve, weights: Weights) -> Adapter:
         if isinstance(recipe, Perturb):
-            return noise.noise(self.frozen.model, recipe, self._table)
+            return noise.noise(self.frozen.model, recipe, self.table)
         below = weights.layered(recipe.policy).merged
         before = weights.adapter(below[-1]) if below and weights.lora(below[-1]) is None else {}
         moments = {n.removeprefix(MOMENTS): v for n, v in weights.moments(recipe.optimizer).items()} if recipe.optimizer else {}
         members = [m for p in recipe.members if isinstance(m := weights.recipe(p), Perturb)]
         if len(members) != len(recipe.members):
             raise ConfigError("a step goes along the noise of perturbations, and one of its members is none; give policies that `Perturb` made")
-        added, states = noise.step(self.frozen.model, members, recipe.weights, recipe.ascent, before, moments, self._table)
+        added, states = noise.step(self.frozen.model, members, recipe.weights, recipe.ascent, before, moments, self.table)
         return {**added, **{f"{MOMENTS}{n}": v for n, v in states.items()}}
 
     def cost(self, recipe: Recipe) -> dict[str, float]:
@@ -325,7 +325,7 @@ class TorchEngine:
         lora, recipe = weights.lora(names[0]), weights.recipe(tile[0].policy)
         if lora is None:
             assert isinstance(recipe, Perturb), "whole weights that move are merged"
-            return noise.formed(self.frozen.model, recipe, self._table), None, slots
+            return noise.formed(self.frozen.model, recipe, self.table), None, slots
         loaded = [weights.adapter(name) for name in names]
         self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
         bank = Bank(self.frozen.model, lora, len(names), trains=False)
@@ -386,7 +386,7 @@ class TorchEngine:
     # ---- memory ----
 
     @functools.cached_property
-    def _table(self) -> noise.Table:
+    def table(self) -> noise.Table:
         """The normal numbers that noise of full rank is made of."""
         largest = max(m.weight.numel() for n, m in self.frozen.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
         return noise.Table(largest, self.device)

@@ -21,6 +21,7 @@ from selfimprove.errors import ConfigError, StorageError
 from selfimprove.ledger import Ledger
 from selfimprove.models import Ascent, Document, Evolve, Generate, Lora, Mix, Models, Perturb, Score, Train, optimizer_of
 from selfimprove.models.adapters import write_adapter
+from selfimprove.models.noise import Table
 from selfimprove.models.recipes import decode, encode
 from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.records import Part
@@ -37,6 +38,14 @@ def population(layer: Models, policy: Part, pairs: int = 3, **options: Any) -> l
 
 def likelihoods(layer: Models, policies: Sequence[Part]) -> list[float]:
     return [x.logprob for x in layer.score([Score(p, prompt, "w4 w6") for p in policies for prompt in PROMPTS])]
+
+
+def fitness(layer: Models, policies: Sequence[Part]) -> list[list[Any]]:
+    """Whatever a fitness may be made of, by policy: likelihoods, and sampled answers with their log-probabilities."""
+    scored = likelihoods(layer, policies)
+    answers = layer.generate([Generate(p, prompt, 5, seed=i, logprobs=True) for p in policies for i, prompt in enumerate(PROMPTS)])
+    told = [[x, c.text, list(c.logprobs)] for x, c in zip(scored, answers, strict=True)]
+    return [told[at : at + len(PROMPTS)] for at in range(0, len(told), len(PROMPTS))]
 
 
 def weights_of(layer: Models, policy: Part) -> dict[str, Tensor]:
@@ -86,11 +95,13 @@ def test_noise_of_full_rank_leaves_the_weights_alone_and_answers_as_the_opened_p
     layer = build()
     engine: Any = layer.engine
     before = weights_of(layer, layer.root)
+    writes = {n: w._version for n, w in engine.frozen.model.named_parameters()}
     [member, _] = population(layer, layer.root, 1, rank=0)
     found = likelihoods(layer, [member])
     texts = [c.text for c in layer.generate([Generate(member, p, 6, temperature=0) for p in PROMPTS])]
     after = {n: w.detach().clone() for n, w in engine.frozen.model.state_dict().items()}
     assert all(torch.equal(before[n], after[n]) for n in before)
+    assert writes == {n: w._version for n, w in engine.frozen.model.named_parameters()}, "not even written and put back"
     with layer.open(member) as model:
         for prompt, logprob, text in zip(PROMPTS, found, texts, strict=True):
             start, end = engine.frozen.encode(prompt), engine.frozen.encode("w4 w6")
@@ -166,7 +177,7 @@ def test_equal_fitness_makes_equal_bits_in_any_order_and_however_the_population_
 
 
 def test_fitness_is_equal_in_one_batch_in_several_and_over_processes(build: Build, tiny: Path, tmp_path: Path) -> None:
-    """In float32, with tiles of two members, of low and of full rank."""
+    """In float32, with tiles of two members, of low and of full rank: likelihoods, and sampled answers with their log-probabilities."""
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(tiny), str(tmp_path / f"worker{at}"), str(at), str(torch.get_num_threads())], stdout=subprocess.PIPE
@@ -176,9 +187,9 @@ def test_fitness_is_equal_in_one_batch_in_several_and_over_processes(build: Buil
     told = [json.loads(worker.communicate()[0]) for worker in workers]
     layer, several = build("one", bank=2), build("several", bank=2)
     for rank in (0, 1):
-        at_once = likelihoods(layer, population(layer, layer.root, rank=rank))
+        at_once = fitness(layer, population(layer, layer.root, rank=rank))
         members = population(several, several.root, rank=rank)
-        in_batches = [likelihoods(several, members[at : at + 2]) for at in (4, 2, 0)]
+        in_batches = [fitness(several, members[at : at + 2]) for at in (4, 2, 0)]
         assert [x for batch in reversed(in_batches) for x in batch] == at_once
         assert [x for shares in told for x in shares[rank]] == at_once
 
@@ -248,6 +259,13 @@ def test_a_step_is_charged_whether_or_not_it_was_computed(build: Build) -> None:
     assert layer.ledger.totals["flops"] == 0
     layer.derive([Evolve(layer.root, tuple(members), (1.0,) * 6, Ascent(0.1))])
     assert layer.ledger.totals["flops"] > 0
+
+
+def test_noise_is_the_same_in_a_shorter_type() -> None:
+    table, weight = Table(64, torch.device("cpu")), torch.zeros(8, 8)
+    long, short = (table.window(1, "m", weight, dtype) for dtype in (torch.float64, torch.bfloat16))
+    assert long.dtype == torch.float32
+    assert torch.equal(long.bfloat16(), short)
 
 
 def test_noise_in_bfloat16(build: Build) -> None:
@@ -327,11 +345,11 @@ def test_what_cannot_be_derived_is_refused(build: Build) -> None:
 
 
 def _worker(model: str, folder: str, at: int, threads: int) -> None:
-    """The likelihoods of this process's share of the population by rank, as JSON."""
+    """The fitness of this process's share of the population by rank, as JSON."""
     Path(folder).mkdir()
     layer = Models(TorchEngine(model, dtype="float32", bank=2, threads=threads), Path(folder), Ledger())
     populations = [population(layer, layer.root, rank=rank) for rank in (0, 1)]
-    print(json.dumps([likelihoods(layer, p[:2] if at == 0 else p[2:]) for p in populations]))
+    print(json.dumps([fitness(layer, p[:2] if at == 0 else p[2:]) for p in populations]))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,14 @@ def test_all_members_meet_the_same_questions_and_random_numbers(tmp_path: Path) 
     assert all(len(asked) == len({seed for _, seed in asked}) == 6 for asked in by_member.values())
 
 
+@pytest.mark.parametrize("make", [lambda levels: Fitness(Verifier(), ASKING, 0, levels=levels), lambda levels: AnswerLikelihood(ASKING, 0, levels)])
+def test_a_fitness_goes_by_levels(tmp_path: Path, make: Any) -> None:
+    one = session(tmp_path, make([0]))
+    assert len(one.run.roles["rewarder"].questions(one.lineage, one.run)) == 6
+    with pytest.raises(ConfigError, match="no training question"):
+        session(tmp_path / "none", make([-1]))
+
+
 def test_rounds_take_turns_with_the_questions(tmp_path: Path) -> None:
     rewarder = Fitness(Verifier(), ASKING, 3)
     one = session(tmp_path, rewarder)
@@ -175,6 +183,21 @@ def test_who_was_ended_is_never_above_who_went_on(table: list[list[float]], firs
     assert all(e.score == e.metrics["own"] for e in found if len(e.per_item) == longest)
 
 
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 5), st.integers(2, 4))
+def test_what_halving_asks_is_foreseen(members: int, questions: int, first: int, eta: int) -> None:
+    _, asked = halved([[float(i)] * questions for i in range(members)], first, eta)
+    assert asked == SuccessiveHalving(_Table([]), first, eta).asked(members, questions)
+
+
+def test_a_plan_is_told_the_most_that_halving_costs(tmp_path: Path) -> None:
+    fitness = Fitness(Verifier(), ASKING, 6)
+    _, _, one = rewarded(tmp_path, SuccessiveHalving(fitness, 2, 2))
+    whole, expected = fitness.expected(one.run), one.run.roles["rewarder"].expected(one.run)
+    share = (6 * 2 + 3 * 4) / (6 * 6)  # all of 6 members on 2 questions, then 3 on the other 4
+    assert whole["generated_tokens"] > 0
+    assert expected == {unit: pytest.approx(amount * share) for unit, amount in whole.items()}
+
+
 # ---- refusals ----
 
 
@@ -187,8 +210,9 @@ def test_what_is_no_fitness_is_refused() -> None:
         SuccessiveHalving(AnswerLikelihood(ASKING), 0)
     with pytest.raises(ConfigError, match="temperature"):
         Fitness(Verifier(), ASKING, temperature=-1)
-    with pytest.raises(AdmissionError, match="cannot be cached"):
-        Fitness(Verifier(), ASKING).key()
+    for uncached in (Fitness(Verifier(), ASKING), SuccessiveHalving(Fitness(Verifier(), ASKING))):
+        with pytest.raises(AdmissionError, match="cannot be cached"):
+            uncached.key()
 
 
 def test_a_fitness_consumes_any_candidate_and_the_inner_rewarder_rollouts() -> None:

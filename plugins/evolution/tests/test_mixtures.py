@@ -70,6 +70,7 @@ def test_a_search_told_anew_is_the_one_that_went_on(tmp_path: Path, tiny: TorchE
 
     stream = Stream()
     search = cma.CMAEvolutionStrategy([1 / 3] * 6, 0.3, {"verbose": -9, "verb_log": 0, "seed": math.nan, "randn": stream})
+    assert one.run.roles["editor"].population == search.popsize, "which `selfimprove plan` counts with"
     for number, r in enumerate(lineage.rounds):
         stream.source = one.run.rng("propose", number)
         asked = search.ask()

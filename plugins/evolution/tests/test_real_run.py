@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_a_strategy_on_the_embedded_model(strategy: str, tmp_path: Path, capsys:
     assert journal.lineage_digest(folder / "journal.jsonl") == before
     if strategy == "eggroll":
         exported(folder, tmp_path / "exported")
+
+
+def test_adapters_of_different_strategies_and_seeds_are_merged_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").partition("## Merging")[2]
+    commands = [line.split() for line in re.findall(r"^selfimprove (.+)$", section, flags=re.MULTILINE)]
+    assert len(commands) == 6
+    tiny = ["task.train=8", "task.validation=2", "task.test=2", "observer=[]", "guard=[rounds]", "guard.rounds.rounds=1", "evaluator=none"]
+    others = [*tiny, "middleware=[]", "editor.prompts=2", "editor.samples=2"]
+    merge = [*tiny, "editor.population=4", "rewarder=answer_likelihood", "rewarder.prompts=2"]
+    for command in commands:
+        small = [] if command[0] == "export" else merge if "strategy=cma_merge" in command else others
+        assert main([*command, *small]) == 0, capsys.readouterr().err
+    settings = json.loads(Path("adapters", "merge", "adapter_config.json").read_text())
+    assert settings["r"] == 2 * json.loads(Path("adapters", "em_rl", "adapter_config.json").read_text())["r"]
 
 
 def exported(folder: Path, destination: Path) -> None:

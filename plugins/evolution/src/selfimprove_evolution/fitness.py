@@ -5,10 +5,9 @@ So members of a population differ by their weights alone. A fitness is a rewarde
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from selfimprove import Candidate, Edit, Evaluation, Lineage, Run, Trial, hookimpl
 from selfimprove.compose import Composed, rewards_of
@@ -19,19 +18,6 @@ from selfimprove.rollouts import Asking, Rollouts
 from selfimprove.task import Item, Question
 
 Asked = Sequence[tuple[Item, Question]]
-
-
-@runtime_checkable
-class Minibatch(Protocol):
-    """A rewarder whose value of a candidate is a mean over questions, and that can be asked for some of them."""
-
-    asking: Asking
-
-    def questions(self, lineage: Lineage, run: Run) -> Asked:
-        """The questions of this round."""
-
-    def measure(self, trials: Sequence[Trial], asked: Asked, lineage: Lineage, run: Run) -> list[Evaluation]:
-        """One evaluation per trial on these questions, with a value for each that was measured."""
 
 
 class Fitness(Composed):
@@ -47,11 +33,12 @@ class Fitness(Composed):
         prompts: questions per round, taken in turn from the shuffled training split; 0 takes all of it every round.
         samples: rollouts per question.
         temperature: of the answers; 0 is greedy. The evaluator samples at ``asking.temperature``.
+        levels: the highest level of the items asked about, round by round, as in `selfimprove.rollouts.Rollouts`.
     """
 
     consumes = None  # of any candidate with a policy: the inner rewarder consumes rollouts, which are made here
 
-    def __init__(self, inner: Any, asking: Asking, prompts: int = 16, samples: int = 1, temperature: float = 0.0) -> None:
+    def __init__(self, inner: Any, asking: Asking, prompts: int = 16, samples: int = 1, temperature: float = 0.0, levels: Sequence[int] = ()) -> None:
         super().__init__("reward", [inner])
         self.consumes = None
         if (taken := getattr(inner, "consumes", None)) is not None and not any(issubclass(Rollout, kind) for kind in taken):
@@ -59,7 +46,7 @@ class Fitness(Composed):
         if not temperature >= 0:
             raise ConfigError(f"rewarder.temperature is at least 0; got {temperature}")
         self.inner, self.temperature = inner, temperature
-        self.rollouts = Rollouts(asking, prompts, samples)
+        self.rollouts = Rollouts(asking, prompts, samples, levels)
         self.asking = self.rollouts.asking
 
     @property
@@ -113,14 +100,14 @@ class AnswerLikelihood:
 
     Args:
         asking: how questions are asked, as a mapping of `Asking`'s arguments.
-        prompts: questions per round, as for `Fitness`.
+        prompts, levels: questions per round, as for `Fitness`.
     """
 
     uses_labels = True
     needs = ("policy",)
 
-    def __init__(self, asking: Asking, prompts: int = 16) -> None:
-        self.rollouts = Rollouts(asking, prompts, 1)
+    def __init__(self, asking: Asking, prompts: int = 16, levels: Sequence[int] = ()) -> None:
+        self.rollouts = Rollouts(asking, prompts, 1, levels)
         self.asking = self.rollouts.asking
 
     @hookimpl
@@ -146,65 +133,11 @@ class AnswerLikelihood:
             ]
         )
         values = iter(found)
-        return [Evaluation.failed(t.error) if t.error is not None else _pooled({q.id: next(values).per_token for _, q in asked}) for t in trials]
+        return [Evaluation.failed(t.error) if t.error is not None else pooled({q.id: next(values).per_token for _, q in asked}) for t in trials]
 
     def expected(self, run: Run) -> dict[str, float]:
         """Rough tokens of measuring a population once, for `selfimprove plan`."""
         return _times({"scored_tokens": 40.0 * len(self.rollouts.questions(run, 0))}, run)
-
-
-class SuccessiveHalving(Composed):
-    """A fitness that ends hopeless members early (Jamieson and Talwalkar 2016, arXiv 1502.07943).
-
-    All are measured on the first few questions of the round; the better 1/eta of them on eta times as many more, and so on until the
-    questions are used up. A member's score is the mean over the questions that it was measured on, but no more than the worst score of
-    those that went on past it, so that no luck on few questions puts it above them. Metrics: ``questions``, and ``own``, the mean itself.
-
-    Args:
-        inner: a fitness that can be measured question by question, such as `Fitness` or `AnswerLikelihood`.
-        first: questions of the first rung.
-        eta: one in eta goes on.
-    """
-
-    def __init__(self, inner: Any, first: int = 4, eta: int = 2) -> None:
-        super().__init__("reward", [inner])
-        if not isinstance(inner, Minibatch):
-            raise AdmissionError(
-                f"SuccessiveHalving wants a rewarder with `questions` and `measure`, such as Fitness; {type(inner).__name__} has none"
-            )
-        if first < 1 or eta < 2:
-            raise ConfigError(f"SuccessiveHalving wants first >= 1 and eta >= 2; got {first} and {eta}")
-        self.inner, self.first, self.eta = inner, first, eta
-        self.asking = inner.asking
-
-    @hookimpl
-    def reward(self, trials: Sequence[Trial], lineage: Lineage, run: Run) -> Sequence[Evaluation]:
-        asked = list(self.inner.questions(lineage, run))
-        found: dict[int, list[Evaluation]] = {i: [] for i in range(len(trials))}
-        rungs, going, at, size = [], list(range(len(trials))), 0, self.first
-        while going and at < len(asked):
-            part = asked[at : at + size]
-            for i, e in zip(going, self.inner.measure([trials[i] for i in going], part, lineage, run), strict=True):
-                found[i].append(e)
-            at, size = at + size, size * self.eta
-            rungs.append(going)
-            able = [i for i in going if all(e.finite for e in found[i])]
-            best = sorted(able, key=lambda i: -_together(found[i]).score)  # type: ignore[operator]  # stable: of equals the first
-            going = sorted(best[: math.ceil(len(best) / self.eta)])
-        return self._capped(found, rungs)
-
-    def _capped(self, found: Mapping[int, Sequence[Evaluation]], rungs: Sequence[Sequence[int]]) -> list[Evaluation]:
-        pooled = {i: _together(e) for i, e in found.items()}
-        limit, above = math.inf, set[int]()
-        for rung in reversed(rungs):
-            ended = [i for i in rung if i not in above]
-            for i in ended:
-                if (own := pooled[i].score) is not None:
-                    metrics = {**pooled[i].metrics, "own": own, "questions": float(len(pooled[i].per_item))}
-                    pooled[i] = dataclasses.replace(pooled[i], score=min(own, limit), metrics=metrics)
-            limit = min([limit, *(s for i in ended if (s := pooled[i].score) is not None)])
-            above.update(rung)
-        return [pooled[i] for i in range(len(pooled))]
 
 
 def _mean(rollouts: Sequence[Rollout], rewards: Sequence[Evaluation]) -> Evaluation:
@@ -222,23 +155,17 @@ def _mean(rollouts: Sequence[Rollout], rewards: Sequence[Evaluation]) -> Evaluat
     if not by_question:
         reason = next((r.error for r in rewards if r.error), "there is no question")
         return Evaluation(None, metrics, error=f"no answer could be measured: {reason}")
-    return _pooled({q: math.fsum(scores) / len(scores) for q, scores in by_question.items()}, metrics)
+    return pooled({q: math.fsum(scores) / len(scores) for q, scores in by_question.items()}, metrics)
 
 
-def _pooled(per_item: Mapping[str, float], metrics: Mapping[str, float] | None = None) -> Evaluation:
+def pooled(per_item: Mapping[str, float], metrics: Mapping[str, float] | None = None) -> Evaluation:
     return Evaluation(math.fsum(per_item.values()) / len(per_item), metrics or {}, per_item)
 
 
-def _together(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of several on different questions; the first that failed, where one did. Metrics are weighted by questions."""
-    if failed := next((e for e in parts if not e.finite), None):
-        return failed
-    if not parts:
-        return Evaluation.failed("there was no question to measure on")
-    sizes = [max(1, len(e.per_item)) for e in parts]
-    metrics = {n: sum(e.metrics[n] * s for e, s in zip(parts, sizes, strict=True)) / sum(sizes) for n in parts[0].metrics}
-    return _pooled({q: v for e in parts for q, v in e.per_item.items()}, metrics)
+def population(run: Run) -> int:
+    """Trials of a round, as far as the editor tells."""
+    return int(getattr(run.roles.get("editor"), "population", 1))
 
 
 def _times(costs: Mapping[str, float], run: Run) -> dict[str, float]:
-    return {unit: amount * getattr(run.roles.get("editor"), "population", 1) for unit, amount in costs.items()}
+    return {unit: amount * population(run) for unit, amount in costs.items()}

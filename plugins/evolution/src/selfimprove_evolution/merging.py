@@ -95,7 +95,7 @@ class CMAMerge(Adapters):
     """Mixtures from the distribution that CMA-ES has after everything in the lineage (Hansen 2016, arXiv 1604.00772).
 
     Args:
-        population: mixtures per round; 0 takes CMA-ES's own number.
+        population: mixtures per round; 0 takes CMA-ES's own number, 4 + 3 ln(weights) (Hansen 2016, table 1).
         spread: the standard deviation at the start.
         start: every weight at the start; None is an equal share of all adapters.
     """
@@ -114,6 +114,7 @@ class CMAMerge(Adapters):
             raise ConfigError("CMA-ES searches at least two weights; give more adapters or more groups of layers")
         if self.population < 0 or self.population == 1 or not self.spread > 0:
             raise ConfigError(f"editor wants population 0 or at least 2 and spread > 0; got {self.population} and {self.spread}")
+        self.population = self.population or 4 + int(3 * math.log(math.prod(self.shape)))
 
     @hookimpl
     def prepare(self, run: Run) -> None:
@@ -134,7 +135,7 @@ class CMAMerge(Adapters):
 
         k, g = self.shape
         start = 1.0 / k if self.start is None else self.start
-        options = {"verbose": -9, "verb_log": 0, "seed": math.nan, "randn": self._randn, **({"popsize": self.population} if self.population else {})}
+        options = {"verbose": -9, "verb_log": 0, "seed": math.nan, "randn": self._randn, "popsize": self.population}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of options that it finds unusual
             search = cma.CMAEvolutionStrategy([start] * (k * g), self.spread, options)
