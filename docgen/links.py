@@ -16,8 +16,8 @@ def page_of(path: str, known: frozenset[str]) -> str | None:
     match folder:
         case "docs":
             page = rest
-        case "plugins" if rest.endswith("/README.md"):
-            page = f"strategies/{rest.partition('/')[0]}.md"
+        case "plugins":
+            page = f"strategies/{rest.partition('/')[0] or 'index'}.md" if rest.count("/") <= 1 else ""
         case "conf":
             page = f"reference/options/{rest.partition('/')[0] or 'index'}.md"
         case "benchmarks":

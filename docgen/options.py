@@ -107,15 +107,16 @@ def _section(option: Option) -> Iterator[str]:
 def _values(option: Option, values: Values, arguments: Mapping[str, Argument], every: bool) -> Iterator[str]:
     """The table of an option's values; of all that its class takes, or of those that it sets."""
     notes = comments(option.text)
-    own = {k: v for k, v in values.items() if k not in ("_target_", "defaults")}
-    if not (names := [*own, *(n for n in arguments if every and n not in own)]):
+    own = dict(_flat({k: v for k, v in values.items() if k != "defaults"}))
+    if not (names := [*own, *(n for n in arguments if every and n not in values)]):
         return
     yield "| value | type | here | default | what it is |"
     yield "|---|---|---|---|---|"
     for name in names:
         argument = arguments.get(name, Argument("", "", ""))
         here = _code(_short(own[name])) if name in own else ""
-        yield _row(f"`{name}`", _code(argument.type), here, _code(argument.default), argument.about or notes.get(name, ""))
+        about = argument.about or notes.get(name.rpartition(".")[2], "")
+        yield _row(f"`{name}`", _code(argument.type), here, _code(argument.default), about)
     yield ""
 
 
@@ -152,9 +153,18 @@ def _choices(values: Values) -> Iterator[str]:
         yield ""
 
 
+def _flat(values: Values, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{at}{key}.")
+        elif key != "_target_":
+            yield f"{at}{key}", value
+
+
 def comments(text: str) -> dict[str, str]:
-    """The remark behind each top-level key of an option file."""
-    return {m[1]: m[2].strip() for m in re.finditer(r"^(\w+):.*?\s#\s+(.+)$", text, flags=re.MULTILINE)}
+    """The remark behind each key of an option file."""
+    return {m[1]: m[2].strip() for m in re.finditer(r"^\s*(\w+):.*?\s#\s+(.+)$", text, flags=re.MULTILINE)}
 
 
 @functools.cache

@@ -63,9 +63,20 @@ MEASURED: dict[str, tuple[Result, ...]] = {
             "products, sealed questions",
             "python benchmarks/srt_arithmetic.py --seeds 0 1 2",
             {"pass@1": "pass_at_1", "pass@8": "pass_at_8"},
-            rows={"untrained": "untrained, temperature 1", "untrained_greedy": "untrained, greedy", "majority": "untrained, majority of 8", "srt": "SRT"},
+            rows={
+                "untrained": "untrained, temperature 1",
+                "untrained_greedy": "untrained, greedy",
+                "majority": "untrained, majority of 8",
+                "srt": "SRT",
+            },
         ),
-        Result("collapse.json", "a run that collapses, and what saves it", "python benchmarks/collapse.py", {"reward": "reward", "truth": "truth", "kept": "kept"}, under=""),
+        Result(
+            "collapse.json",
+            "a run that collapses, and what saves it",
+            "python benchmarks/collapse.py",
+            {"reward": "reward", "truth": "truth", "kept": "kept"},
+            under="",
+        ),
     ),
     "dgm": (
         Result(

@@ -16,8 +16,7 @@ sys.path.insert(0, str(TOP))  # mkdocs opens this file by its path
 from docgen import commands, links, options, strategies
 
 FIGURE = "six_verbs.svg"
-FILES = {"files/smoke.html": "benchmarks/results/smoke.html"}
-"""Files of the repository that are part of the site as they are."""
+RESULTS = TOP / "benchmarks" / "results"
 
 
 def sources() -> dict[str, tuple[str, str]]:
@@ -40,8 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     written = sources()
     for page, (text, _) in written.items():
         files.append(File.generated(config, page, content=text))
-    for place, path in FILES.items():
-        files.append(File.generated(config, place, abs_src_path=str(TOP / path)))
+    for path in sorted((*RESULTS.glob("*.html"), *RESULTS.glob("*.svg"))):  # reports and figures, as they are
+        files.append(File.generated(config, f"files/{path.name}", abs_src_path=str(path)))
     config.extra["sources"] = {page: source for page, (_, source) in written.items()}
     config.nav = _expanded(config.nav, [f.src_uri for f in files])
     return files

@@ -16,7 +16,8 @@ TOP = Path(__file__).parents[1]
 def plugins() -> dict[str, str]:
     """The distribution of each folder of `plugins/`, by the folder's name."""
     return {
-        f.parent.name: str(tomllib.loads(f.read_text(encoding="utf-8"))["project"]["name"]) for f in sorted((TOP / "plugins").glob("*/pyproject.toml"))
+        f.parent.name: str(tomllib.loads(f.read_text(encoding="utf-8"))["project"]["name"])
+        for f in sorted((TOP / "plugins").glob("*/pyproject.toml"))
     }
 
 
@@ -57,6 +58,9 @@ def _measured(folder: str) -> Iterator[str]:
             yield ""
             yield from table(json.loads(path.read_text(encoding="utf-8")), file)
             yield ""
+            if path.with_suffix(".svg").is_file():
+                yield f"![{file.title}](../files/{path.stem}.svg)"
+                yield ""
             yield f"From `benchmarks/results/{file.name}`, made by `{file.command}`; the [log](../../docs/log.md) says what it means."
             yield ""
 
