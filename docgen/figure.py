@@ -51,7 +51,7 @@ class Verb:
 def verbs() -> list[Verb]:
     """The six, in the order of the loop."""
     owners = {name: role for role, spec in hooks.ROLES.items() for name in vars(spec) if name in LOOP}
-    letters = dict((verb, letter) for letter, verb in re.findall(r"^\s*([A-Z]) = (\w+)\(", hooks.__doc__ or "", flags=re.MULTILINE))
+    letters = {verb: letter for letter, verb in re.findall(r"^\s*([A-Z]) = (\w+)\(", hooks.__doc__ or "", flags=re.MULTILINE)}
     return [_verb(getattr(hooks.ROLES[owners[name]], name), owners[name], letters[name]) for name in LOOP]
 
 
@@ -72,7 +72,7 @@ def document() -> str:
     says = "; ".join(f"{v.name}, by the {v.role}, gives {v.record} records" for v in found)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="six" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="six-title six-desc">\n'
-        f'<title id="six-title">One round: six verbs over a lineage</title>\n<desc id="six-desc">{escape(says)}; the round is added to the lineage.</desc>\n'
+        f'<title id="six-title">One round: six verbs over a lineage</title>\n<desc id="six-desc">{escape(says)}</desc>\n'
         f"<style>{STYLE}</style>\n"
         '<defs><marker id="six-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto-start-reverse">'
         '<path class="head" d="M0 0 8 4 0 8z"/></marker></defs>\n'

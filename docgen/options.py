@@ -62,8 +62,8 @@ def index() -> str:
         (
             "# Options",
             "",
-            "Everything that can be chosen with `GROUP=OPTION`, and every value inside it with `GROUP.KEY=VALUE`. Written from the option files and from the signatures of the "
-            "classes that they name. `selfimprove list` says the same of what is installed where you are.",
+            "Everything that can be chosen with `GROUP=OPTION`, and every value inside it with `GROUP.KEY=VALUE`. "
+            "Written from the option files and from the signatures of the classes that they name. `selfimprove list` says the same of what is installed where you are.",
             "",
             "| group | what it chooses | options |",
             "|---|---|---|",

@@ -15,7 +15,7 @@ class Result:
     title: str
     command: str
     columns: Mapping[str, str]
-    """Heading of each column, and the path of its value inside an arm: ``pass_at_1.mean``; with ``±`` or ``low`` beside it, its uncertainty is shown too."""
+    """Heading of each column, and the path of its value inside an arm: ``pass_at_1``. An interval or standard error is shown with it."""
     under: str = "arms"
     rows: Mapping[str, str] = field(default_factory=dict)
     """Names of arms as a reader knows them; all arms are shown, in this order first."""

@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))  # mkdocs opens this file by its path
 
-from docgen import commands, links, options, strategies
+from docgen import commands, links, options, strategies  # noqa: E402
 
 FIGURE = "six_verbs.svg"
 RESULTS = TOP / "benchmarks" / "results"

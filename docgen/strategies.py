@@ -34,7 +34,8 @@ def index() -> str:
             "# Strategies",
             "",
             "`selfimprove run strategy=NAME` runs one, `--cfg job` prints what it would use, and every role of it can be exchanged "
-            "([which goes with which](../pairings.md)). A plugin's page has the paper, the algorithm in one box, its settings, what was measured of it, and what was not reproduced.",
+            "([which goes with which](../pairings.md)). A plugin's page has the paper, the algorithm in one box, "
+            "its settings, what was measured of it, and what was not reproduced.",
             "",
             "| strategy | what it is | described in |",
             "|---|---|---|",

@@ -208,7 +208,7 @@ async function look(page) {
   };
   frame.remove();
 }
-(async () => { for (const page of pages) await look(page); document.getElementById('out').textContent = JSON.stringify(found); document.title = 'done'; })();
+(async () => { for (const page of pages) await look(page); document.getElementById('out').textContent = JSON.stringify(found); })();
 </script>"""
 
 
