@@ -28,4 +28,4 @@ def _table(command: argparse.ArgumentParser) -> Iterator[str]:
         shown = action.metavar if isinstance(action.metavar, str) else "|".join(action.choices or ()) or action.dest.upper()
         words = [f"{flag} {shown}" if action.nargs != 0 else flag for flag in action.option_strings] or [shown]
         about = (action.help or "").replace("%(default)s", str(action.default))
-        yield f"| {', '.join(f'`{w}`' for w in words)} | {about} |".replace("||", "|").replace("bash|zsh|fish", "bash\\|zsh\\|fish")
+        yield f"| {', '.join(f'`{w}`' for w in words)} | {about} |"

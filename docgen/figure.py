@@ -43,8 +43,8 @@ class Verb:
     role: str
     letter: str
     takes: tuple[str, ...]
-    record: str
-    """The record that it gives a sequence of."""
+    gives: str
+    """What it gives a sequence of."""
     fields: tuple[str, ...]
 
 
@@ -57,19 +57,20 @@ def verbs() -> list[Verb]:
 
 def _verb(function: Callable[..., Any], role: str, letter: str) -> Verb:
     signature = inspect.signature(function)
-    returned = "Scores" if "Scores" in str(signature.return_annotation) else ""
-    found = re.findall(r"\b(Candidate|Edit|Trial|Evaluation)\b", str(hooks.Scores if returned else signature.return_annotation))
+    scores = "Scores" in str(signature.return_annotation)
+    found = re.findall(r"\b(Candidate|Edit|Trial|Evaluation)\b", str(hooks.Scores if scores else signature.return_annotation))
     record = getattr(records, found[-1])
     takes = tuple(p for p in signature.parameters if p not in ("self", "lineage", "run"))
-    return Verb(function.__name__, role, letter, takes, record.__name__, tuple(f.name for f in dataclasses.fields(record)))
+    gives = f"(id, {record.__name__}) pairs" if scores else f"{record.__name__} records"
+    return Verb(function.__name__, role, letter, takes, gives, tuple(f.name for f in dataclasses.fields(record)))
 
 
 def document() -> str:
     """The figure, as SVG."""
     found = verbs()
-    height = TOP + STEP * len(found) + 44
+    height = TOP + STEP * len(found) + BOX + 8
     body = "\n".join([_bar(height), *(line for i, v in enumerate(found) for line in _drawn(v, TOP + STEP * i)), *_end(TOP + STEP * len(found))])
-    says = "; ".join(f"{v.name}, by the {v.role}, gives {v.record} records" for v in found)
+    says = "; ".join(f"{v.name}, by the {v.role}, gives {v.gives}" for v in found)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="six" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="six-title six-desc">\n'
         f'<title id="six-title">One round: six verbs over a lineage</title>\n<desc id="six-desc">{escape(says)}</desc>\n'
@@ -88,7 +89,7 @@ def _drawn(verb: Verb, y: int) -> Iterator[str]:
     yield _text(LEFT + 14, y + 46, f"({', '.join((*verb.takes, 'lineage'))})", "code")
     yield _arrow(f"M{RIGHT + 22} {y + BOX // 2}H{RIGHT + 4}")
     yield _arrow(f"M{LEFT + 28} {y + BOX}V{y + STEP - 4}")
-    yield _text(LEFT + 44, y + BOX + 20, f"{verb.record} records", "code")
+    yield _text(LEFT + 44, y + BOX + 20, verb.gives, "code")
     first, second = _two_lines(verb.fields)
     yield _text(LEFT + 44, y + BOX + 36, first + (", …" if second else ""), "soft")
 
@@ -96,9 +97,10 @@ def _drawn(verb: Verb, y: int) -> Iterator[str]:
 def _end(y: int) -> Iterator[str]:
     """The round joins the lineage."""
     fields = ", ".join(f.name for f in dataclasses.fields(records.Round))
-    yield f'<rect class="box" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" height="36" rx="6"/>'
-    yield _text(LEFT + 14, y + 23, f"L = L + Round({fields})", "code")
-    yield _arrow(f"M{RIGHT} {y + 18}H{RIGHT + 18}")
+    yield f'<rect class="box" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" height="{BOX}" rx="6"/>'
+    yield _text(LEFT + 14, y + 25, "L = L + Round", "verb")
+    yield _text(LEFT + 14, y + 46, f"({fields})", "code")
+    yield _arrow(f"M{RIGHT} {y + BOX // 2}H{RIGHT + 18}")
 
 
 def _bar(height: int) -> str:

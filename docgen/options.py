@@ -63,7 +63,8 @@ def index() -> str:
             "# Options",
             "",
             "Everything that can be chosen with `GROUP=OPTION`, and every value inside it with `GROUP.KEY=VALUE`. "
-            "Written from the option files and from the signatures of the classes that they name. `selfimprove list` says the same of what is installed where you are.",
+            "Written from the option files and from the signatures of the classes that they name. "
+            "`selfimprove list` says what is installed where you are.",
             "",
             "| group | what it chooses | options |",
             "|---|---|---|",
@@ -231,7 +232,8 @@ def _code(text: str) -> str:
 
 
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
+    """A row of a table; a pipe inside code is none of its borders."""
+    return f"| {' | '.join(re.sub(r'(`[^`]*`)|[|]', lambda m: m[1] or chr(92) + '|', c) for c in cells)} |"
 
 
 def _one_line(text: str) -> str:
