@@ -99,7 +99,7 @@ def _section(option: Option) -> Iterator[str]:
             yield f"{under} as in [`{option.group}={base}`](#{option.group}-{base})."
             yield ""
     target = target_of(option)
-    if "_target_" in values:
+    if target and "_target_" in values:
         yield f"Class `{target}`: {summary_of(target)}"
         yield ""
     yield from _values(option, values, arguments_of(target), every="_target_" in values)
@@ -125,7 +125,7 @@ def target_of(option: Option) -> str:
     """The class that an option makes, by its own word or by that of the option that it goes on from; empty without one."""
     values = yaml.safe_load(option.text) or {}
     if "_target_" in values:
-        return str(values["_target_"])
+        return str(values["_target_"] or "")
     for entry in values.get("defaults", ()):
         base = next((o for o in groups().get(option.group, ()) if o.name == entry), None)
         if base is not None and (found := target_of(base)):
@@ -171,9 +171,11 @@ def comments(text: str) -> dict[str, str]:
 @functools.cache
 def class_of(target: str) -> griffe.Class | None:
     """The class that a `_target_` names, read from source; None where it cannot be found."""
-    package = target.partition(".")[0]
+    package, _, path = target.partition(".")
+    if not path:
+        return None
     try:
-        found = _package(package)[target.partition(".")[2]]
+        found = _package(package)[path]
         if found.is_alias:
             found = found.final_target
     except (KeyError, griffe.GriffeError):
@@ -183,9 +185,17 @@ def class_of(target: str) -> griffe.Class | None:
 
 @functools.cache
 def _package(name: str) -> griffe.Object:
-    loaded = griffe.load(name)
+    loaded = _loader().load(name)
     assert isinstance(loaded, griffe.Object)
     return loaded
+
+
+@functools.cache
+def _loader() -> griffe.GriffeLoader:
+    """One for all packages, so that a plugin's class inherits from the core's."""
+    loader = griffe.GriffeLoader()
+    loader.load(CORE)
+    return loader
 
 
 def summary_of(target: str) -> str:
