@@ -107,7 +107,7 @@ def _bar(height: int) -> str:
     x, middle = RIGHT + 22, height // 2
     return (
         f'<rect class="bar" x="{x}" y="{TOP}" width="38" height="{height - TOP - 8}" rx="6"/>\n'
-        f'<text class="onbar" transform="translate({x + 24} {middle}) rotate(90)" text-anchor="middle">L, the lineage: every round until now</text>'
+        f'<text class="onbar" transform="translate({x + 14} {middle}) rotate(90)" text-anchor="middle">L, the lineage: every round until now</text>'
     )
 
 
