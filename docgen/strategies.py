@@ -59,8 +59,9 @@ def _measured(folder: str) -> Iterator[str]:
             yield ""
             yield from table(json.loads(path.read_text(encoding="utf-8")), file)
             yield ""
-            if path.with_suffix(".svg").is_file():
-                yield f'<div class="wide" markdown>[![{file.title}](../files/{path.stem}.svg)](../../{path.with_suffix(".svg").relative_to(TOP)})</div>'
+            if (plot := path.with_suffix(".svg")).is_file():
+                picture = f"![{file.title}](../files/{plot.name})"
+                yield f'<div class="wide" markdown>[{picture}](../../{plot.relative_to(TOP)})</div>'
                 yield ""
             yield f"From `benchmarks/results/{file.name}`, made by `{file.command}`; the [log](../../docs/log.md) says what it means."
             yield ""
