@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Every other pin; torch keeps the build that was asked for.
 PINS   := $(VENV)/constraints.txt
 
-.PHONY: demo test test-all lint slow env clean-env FORCE
+.PHONY: demo test test-all lint slow docs env clean-env FORCE
 
 demo: env
 	$(BIN)/selfimprove run $(SETTINGS)
@@ -32,6 +32,10 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site, in site/.
+docs: env
+	$(BIN)/mkdocs build --strict
 
 env: $(VENV)/.installed
 

@@ -451,6 +451,18 @@ def _flat(node: Any, at: str = "") -> Iterator[str]:
             yield from _flat(value, f"{at}.{key}" if at else str(key))
 
 
+def _missing(node: Any, at: str = "") -> Iterator[str]:
+    """The keys of values that have to be given."""
+    if node == "???":
+        yield at
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _missing(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _missing(value, f"{at}[{i}]")
+
+
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of every value that is no mapping or list, however deep."""
     if isinstance(node, Mapping):
@@ -465,7 +477,7 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _resolved(whole: DictConfig) -> Config:
     try:
-        missing = sorted(OmegaConf.missing_keys(whole))
+        missing = sorted(_missing(OmegaConf.to_container(whole)))  # `OmegaConf.missing_keys` stumbles over an interpolation of a missing value
         if missing:
             raise ConfigError(f"{missing[0]} has to be given: add `{missing[0]}=VALUE`")
         values = OmegaConf.to_container(whole, resolve=True)

@@ -164,6 +164,11 @@ def test_an_argument_that_a_class_does_not_take_is_refused(given: dict[str, Any]
     assert message in str(caught.value)
 
 
+def test_a_missing_value_is_named_where_another_refers_to_it() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.name has to be given: add `model\.name=VALUE`$"):
+        config.compose(["strategy=toy", "engine=torch", "model=hf"])
+
+
 def test_arguments_that_fit_pass() -> None:
     config.check_arguments("x", Takes, {"_target_": "t", "count": 1, "rate": 2, "names": ["a"], "mode": "b", "folder": None})
 

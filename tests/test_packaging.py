@@ -114,7 +114,7 @@ def test_a_plugin_allows_this_core(path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "slow", "env"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "slow", "docs", "env"])
 def test_commands_exist(target: str) -> None:
     assert subprocess.run(["make", "--dry-run", target], cwd=TOP, capture_output=True).returncode == 0
 
