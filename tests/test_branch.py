@@ -121,7 +121,7 @@ def test_a_branch_has_the_small_content_of_its_parts(tmp_path: Path) -> None:
     assert main(["run", *closed, "guard.rounds.rounds=1", f"run.folder={old}"]) == 0
     assert main(["fork", str(old), "--round", "0", f"run.folder={new}"]) == 0
     assert journal.lineage_digest(new / "journal.jsonl") == journal.lineage_digest(old / "journal.jsonl")
-    assert main(["replay", str(old), "rewarder=prompt_gain"]) == 0
+    assert main(["replay", str(old), "rewarder=prompt_evolution"]) == 0
 
 
 @pytest.mark.parametrize("filters", [["strategi=toy"], ["toy"], ["=3"]])
