@@ -1,7 +1,7 @@
 """What a plugin's tests are made of: models without weights, a toy task, and the contract of every role as a test class.
 
 * **Contracts** to inherit: `SelectorContract`, `EditorContract`, `RewarderContract`, `UpdaterContract`, `EvaluatorContract`, `MiddlewareContract`,
-  `ObserverContract`, `TaskContract`, `GraderContract`, `EngineContract`, and `StrategyConformance` for a whole strategy (`selfimprove check` runs it).
+  `ObserverContract`, `TaskContract`, `GraderContract`, `EngineContract`, and `StrategyConformance` for a whole strategy.
 * **Models** without weights: `ScriptedEngine` answers and learns by rule, `TabularEngine` is a table of logits that learns by gradient in
   milliseconds, `LoopbackServer` is a server that follows a script.
 * **Sessions**: `toy_session` puts a plugin among the toy roles (`toy_roles`), `noop_roles` call no model.
