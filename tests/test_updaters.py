@@ -7,13 +7,16 @@ from typing import Any
 
 from selfimprove.payloads import Text
 from selfimprove.records import Candidate, Edit, Evaluation, Trial
-from selfimprove.testing import UpdaterContract
+from selfimprove.testing import NoopEditor, NoopRewarder, UpdaterContract
 from selfimprove.updaters import BestOfGroup
 
 
 class TestContract(UpdaterContract):
     def make_plugin(self) -> Any:
         return BestOfGroup()
+
+    def make_roles(self) -> dict[str, Any]:
+        return {"editor": NoopEditor(), "rewarder": NoopRewarder(), "evaluator": None}
 
     def test_the_next_round_makes_other_children(self, tmp_path: Path) -> None:
         """It makes no candidates: it takes those of the trials, which the editor salts with the round."""
