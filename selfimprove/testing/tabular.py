@@ -202,7 +202,7 @@ class TabularEngine(ScriptedEngine):
             value = loss(torch.log_softmax((below + delta) / temperature, dim=1))
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses.append(float(value))
+            losses.append(float(value.detach()))
         return delta.detach().numpy(), losses or [0.0]
 
 
