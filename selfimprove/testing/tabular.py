@@ -141,7 +141,8 @@ class TabularEngine(ScriptedEngine):
             now = _at(logp, places)
             gaps.append((now - old).detach())
             entropy = -(logp.exp() * logp).sum(dim=1)[[q for q, _ in places]]
-            return ((surrogate(now, old, advantages, reference, r.objective) + r.objective.entropy * entropy) * share).sum()
+            by_sample = surrogate(now, old, advantages, reference, r.objective) + r.objective.entropy * entropy  # (N,)
+            return torch.sum(by_sample * share)
 
         live = weights.layered(r.policy).live
         start = _delta(weights.adapter(live)) if live else None
