@@ -83,11 +83,11 @@ def test_a_policy_gradient_learns_the_truth_within_a_second_or_two(tmp_path: Pat
         "updater": PolicyGradient(Lora(1, 1, ("table",), learning_rate=3.0, epochs=1)),
         "evaluator": PassAtK(4),
     }
-    one = toy_session(tmp_path, rounds=30, engine=TabularEngine(task.facts), task=task, **roles)
+    one = toy_session(tmp_path, rounds=10, engine=TabularEngine(task.facts), task=task, **roles)
     begun = time.monotonic()
     lineage = one.improve()
     rewards = [np.mean([r.score for r in x.rewards if r.score is not None]) for x in lineage.rounds]
-    assert np.mean(rewards[:3]) < 0.4 < 0.8 < np.mean(rewards[-3:])
+    assert rewards[0] < 0.3 < 0.8 < np.mean(rewards[-3:])
     assert time.monotonic() - begun < 30
 
 
