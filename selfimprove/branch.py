@@ -109,8 +109,8 @@ def _compared(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> dict[str,
 
 
 def _copy(old: Path, new: Path) -> None:
-    """What later rounds need of a run folder, its journal aside: finished tiles as links to the same files, the rest as copies."""
-    for path in sorted((old / "tiles").rglob("*")):
+    """What later rounds need of a run folder, its journal aside: finished tiles and blobs as links to the same files, the rest as copies."""
+    for path in sorted([*(old / "tiles").rglob("*"), *(old / "blobs").rglob("*")]):
         if path.is_file():
             target = new / path.relative_to(old)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,12 @@ class Row:
     seconds: float
 
 
-def rows(package: str, strategy: str | None = None, announce: Callable[[str], None] = lambda what: None) -> Iterator[Row]:
+def rows(package: str, chosen: Sequence[str] | None = None, announce: Callable[[str], None] = lambda what: None) -> Iterator[Row]:
     """Everything that is checked of a distribution, one after the other.
 
     Args:
         package: the distribution.
-        strategy: only this one of its strategies.
+        chosen: which of its strategies are run; None runs all.
         announce: told what is checked next.
 
     Raises: ConfigError, where no such distribution or strategy is installed.
@@ -44,9 +44,9 @@ def rows(package: str, strategy: str | None = None, announce: Callable[[str], No
     found = named(package)
     options = [o for s in found for o in s.options()]
     strategies = [o.name for o in options if o.group == "strategy"]
-    if strategy is not None and strategy not in strategies:
+    if strange := [n for n in chosen or () if n not in strategies]:
         raise ConfigError(
-            f"{package} has no strategy {strategy!r}{discovery.nearest(strategy, strategies)} (it has {', '.join(strategies) or 'none'})"
+            f"{package} has no strategy {strange[0]!r}{discovery.nearest(strange[0], strategies)} (it has {', '.join(strategies) or 'none'})"
         )
 
     def row(what: str, check: Callable[[], object], means: str) -> Row:
@@ -68,7 +68,7 @@ def rows(package: str, strategy: str | None = None, announce: Callable[[str], No
         yield row(f"{option.group}={option.name}", lambda option=option: _option(option), option.summary)  # type: ignore[misc]
     modules = sorted({t.rpartition(".")[0] for o in options for t in _targets(o)})
     yield row("import", lambda: _light(modules), "its modules bring no library that takes seconds to import")
-    for name in strategies if strategy is None else [strategy]:
+    for name in strategies if chosen is None else chosen:
         case = type(f"Conformance_{name}", (StrategyConformance,), {"strategy": name})()
         for test in (n for n in vars(StrategyConformance) if n.startswith("test_")):
             method = getattr(case, test)

@@ -297,8 +297,9 @@ def check(arguments: argparse.Namespace) -> int:
     from selfimprove.check import rows
 
     table, failed = Table("", "what", "seconds", "what it means", title=f"selfimprove check {arguments.package}"), 0
+    chosen = [arguments.strategy] if arguments.strategy else None
     with Console(stderr=True).status("…") as status:
-        for row in rows(arguments.package, arguments.strategy, announce=lambda what: status.update(Text(clean(what)))):
+        for row in rows(arguments.package, chosen, announce=lambda what: status.update(Text(clean(what)))):
             failed += not row.passed
             table.add_row("ok" if row.passed else "FAIL", Text(clean(row.what)), f"{row.seconds:.1f}", Text(clean(row.message)))
     Console().print(table)

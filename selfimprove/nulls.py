@@ -18,8 +18,8 @@ from selfimprove.hooks import Scores, hookimpl
 from selfimprove.ledger import UNITS
 from selfimprove.models import Completion
 from selfimprove.payloads import Rollout, Text
-from selfimprove.records import Candidate, Edit, Evaluation, Lineage, Part
-from selfimprove.rollouts import Asking, Rollouts, asking_among, asking_of, classes_of, pass_at_k
+from selfimprove.records import Candidate, Edit, Evaluation, Lineage
+from selfimprove.rollouts import Asking, Rollouts, asking_among, asking_of, classes_of, instruction_of, pass_at_k
 from selfimprove.run import Run
 from selfimprove.task import Question
 
@@ -37,8 +37,7 @@ class Unedited:
     asking: Asking
 
     def __post_init__(self) -> None:
-        if isinstance(self.asking, Mapping):
-            self.asking = Asking(**self.asking)
+        self.asking = Asking.of(self.asking)
 
     @hookimpl
     def propose(self) -> Sequence[Edit]:
@@ -99,21 +98,20 @@ class Untouched:
         questions = [q for i in run.task.evaluation for q in i.questions]
         if not questions:
             return Evaluation.failed("the evaluation split has no question; raise task.validation")
-        policy = candidate.parts["policy"]
         if self.method == "greedy":
-            grades = [row[0] for row in self._grades(run, questions, self._sampled(run, policy, range(1), 0.0))]
+            grades = [row[0] for row in self._grades(run, questions, self._sampled(run, candidate, range(1), 0.0))]
             return _evaluation(questions, grades, {})
         if self.method == "best_temperature":
             known = _recorded(lineage, candidate.id, "temperature")
             tried = [known] if known is not None else list(self.temperatures)
-            found = {t: self._grades(run, questions, self._sampled(run, policy, range(self.samples), t)) for t in tried}
+            found = {t: self._grades(run, questions, self._sampled(run, candidate, range(self.samples), t)) for t in tried}
             best = max(tried, key=lambda t: math.fsum(map(math.fsum, found[t])))
             return _evaluation(questions, [math.fsum(r) / len(r) for r in found[best]], {"temperature": best, **self._passed(found[best])})
         before = dict(run.ledger.totals)
-        first = self._sampled(run, policy, range(1), None)
+        first = self._sampled(run, candidate, range(1), None)
         one = {u: run.ledger.totals[u] - before[u] for u in UNITS}
         count = self._affordable(before, one) if len(lineage) else self.samples  # validation is not what the budget is for
-        rest = self._sampled(run, policy, range(1, count), None)
+        rest = self._sampled(run, candidate, range(1, count), None)
         sampled = [[*a, *b] for a, b in zip(first, rest, strict=True)]
         graded = self._grades(run, questions, sampled)
         pick = self._voted if self.method == "majority" else _likeliest
@@ -127,13 +125,14 @@ class Untouched:
             return self.samples
         return max(1, min(self.most, int(min(limits))))
 
-    def _sampled(self, run: Run, policy: Part, numbers: range, temperature: float | None) -> list[list[Completion]]:
+    def _sampled(self, run: Run, candidate: Candidate, numbers: range, temperature: float | None) -> list[list[Completion]]:
         """The answers with these numbers, for every question of the evaluation split; None is the editor's temperature."""
         asking = asking_of(run)
         asked = [(i, q) for i in run.task.evaluation for q in i.questions]
         told = self.method == "best_of_n"
+        under = instruction_of(run, candidate)
         requests = [
-            asking.request(policy, asking.prompt(i, q), run.seed_for("evaluate", q.id, k), temperature, logprobs=told)
+            asking.request(candidate.parts["policy"], asking.prompt(i, q, under), run.seed_for("evaluate", q.id, k), temperature, logprobs=told)
             for i, q in asked
             for k in numbers
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,7 +23,8 @@ class Asking:
     """How a policy is asked a question, and how its answers are sampled.
 
     Args:
-        template: the prompt, with ``{question}`` and optionally ``{title}`` and ``{context}``.
+        template: the prompt, with ``{question}`` and optionally ``{title}``, ``{context}`` and ``{instruction}``, which is the text of the
+            part ``prompt`` of the candidate that is asked.
         chat: send it as a user's turn through the model's chat template.
         max_tokens, temperature, top_p, stop: of the answers.
     """
@@ -39,13 +41,22 @@ class Asking:
             raise ConfigError(f"asking.template needs the field {{question}}; got {self.template!r}")
         self.request(Part("model", ""), "", 0)  # it refuses what cannot be sampled, before anything runs
 
-    def prompt(self, item: Item, question: Question) -> str:
-        filled = self.template.replace("{title}", item.title).replace("{context}", item.context)
-        return filled.replace("{question}", question.text)
+    @classmethod
+    def of(cls, values: Asking | Mapping[str, Any]) -> Asking:
+        """The settings as a configuration writes them."""
+        return values if isinstance(values, Asking) else cls(**values)
+
+    def prompt(self, item: Item, question: Question, instruction: str = "") -> str:
+        return fill(self.template, title=item.title, context=item.context, question=question.text, instruction=instruction)
 
     def request(self, policy: Part, prompt: str, seed: int, temperature: float | None = None, logprobs: bool = False) -> Generate:
         chosen = self.temperature if temperature is None else temperature
         return Generate(policy, prompt, self.max_tokens, chosen, self.top_p if chosen else 1.0, seed, tuple(self.stop), self.chat, logprobs)
+
+
+def fill(template: str, **fields: str) -> str:
+    """The template with its fields, such as ``{question}``, filled in; braces around anything else stay, and what is filled in is not searched."""
+    return re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), template)
 
 
 @dataclass
@@ -68,8 +79,7 @@ class Rollouts:
     needs = ("policy",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.asking, Mapping):
-            self.asking = Asking(**self.asking)
+        self.asking = Asking.of(self.asking)
         if self.prompts < 0 or self.samples < 1:
             raise ConfigError(f"editor wants prompts >= 0 and samples >= 1; got {self.prompts} and {self.samples}")
 
@@ -102,9 +112,7 @@ class Rollouts:
         """The questions of a round: those of its levels in one shuffled order, the next `prompts` of it each round."""
         most = self.levels[min(number, len(self.levels) - 1)] if self.levels else math.inf
         everything = [(i, q) for i, q in self.pool(run, root) if i.level <= most]
-        order = run.rng("questions").permutation(len(everything)).tolist()
-        count = min(self.prompts or len(order), len(order))
-        return [everything[order[(number * count + n) % len(order)]] for n in range(count)]
+        return run.in_turn("questions", everything, self.prompts, number)
 
     def _rollout(self, c: Completion, prompt: str, item: Item, question: Question) -> Rollout:
         return Rollout(c.text, prompt, item.id, question.id, c.ids, c.logprobs, self.asking.temperature, c.finished, self.asking.chat)
@@ -143,38 +151,69 @@ class PassAtK:
     @hookimpl
     def evaluate(self, candidates: Sequence[Candidate], lineage: Lineage, run: Run) -> Scores:
         chosen = [*([lineage.root] if not len(lineage) else []), *candidates]
-        return [(c.id, self.measure(run, c.parts["policy"])) for c in chosen]
+        return [(c.id, self.measure(run, c)) for c in chosen]
 
-    def measure(self, run: Run, policy: Part) -> Evaluation:
-        """One policy on the evaluation split. Every policy draws from the same random streams."""
+    def measure(self, run: Run, candidate: Candidate) -> Evaluation:
+        """One candidate on the evaluation split. Every candidate draws from the same random streams."""
         asked = [(i, q) for i in run.task.evaluation for q in i.questions]
         if not asked:
             return Evaluation.failed("the evaluation split has no question; raise task.validation")
-        sampled = self._graded(run, policy, [(i, q, k) for i, q in asked for k in range(self.samples)], None)
-        right = [[g for _, g in sampled[n * self.samples : (n + 1) * self.samples]] for n in range(len(asked))]
+        [sampled] = replies(run, [(candidate, asked)], samples=self.samples)
+        right = [[a.grade for a in sampled[n * self.samples : (n + 1) * self.samples]] for n in range(len(asked))]
         per_item = {q.id: math.fsum(r) / len(r) for (_, q), r in zip(asked, right, strict=True)}
         metrics = {
             "pass_at_1": math.fsum(per_item.values()) / len(per_item),
             f"pass_at_{self.samples}": math.fsum(pass_at_k(len(r), sum(g > 0.5 for g in r), self.samples) for r in right) / len(right),
-            "no_answer": sum(not text.strip() for text, _ in sampled) / len(sampled),
+            "no_answer": sum(not a.text.strip() for a in sampled) / len(sampled),
         }
         if self.greedy:
-            greedy = self._graded(run, policy, [(i, q, 0) for i, q in asked], 0.0)
-            metrics["greedy"] = math.fsum(g for _, g in greedy) / len(greedy)
+            [greedy] = replies(run, [(candidate, asked)], temperature=0.0)
+            metrics["greedy"] = math.fsum(a.grade for a in greedy) / len(greedy)
         return Evaluation(metrics["pass_at_1"], metrics, per_item)
-
-    def _graded(self, run: Run, policy: Part, asked: Sequence[tuple[Item, Question, int]], temperature: float | None) -> list[tuple[str, float]]:
-        asking = asking_of(run)
-        requests = [asking.request(policy, asking.prompt(i, q), run.seed_for("evaluate", q.id, k), temperature) for i, q, k in asked]
-        texts = [c.text for c in run.models.generate(requests)]
-        gold = run.task.labels(q for _, q, _ in asked)
-        answers = [Answer(q.text, gold[q.id], text) for (_, q, _), text in zip(asked, texts, strict=True)]
-        return list(zip(texts, run.grader.grade(answers, run.ledger), strict=True))
 
     def expected(self, run: Run) -> dict[str, float]:
         """Rough tokens of evaluating one candidate, for `selfimprove plan`."""
         questions = sum(len(i.questions) for i in run.task.evaluation)
         return {"generated_tokens": 0.6 * asking_of(run).max_tokens * questions * (self.samples + self.greedy)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a candidate answered."""
+
+    question: Question
+    text: str
+    gold: str
+    """The first accepted answer."""
+    grade: float
+
+
+def replies(
+    run: Run, asked: Sequence[tuple[Candidate, Sequence[tuple[Item, Question]]]], temperature: float | None = None, samples: int = 1
+) -> list[list[Reply]]:
+    """For each candidate its graded answers to its questions, `samples` for each question in a row. All are generated in one batch.
+
+    They are asked as the run's editor asks (`asking_of`), under the candidate's own instruction. The labels are read in the name of the caller.
+
+    Args:
+        temperature: another one than the editor's; 0 is greedy.
+    """
+    asking = asking_of(run)
+    places = [(c, i, q, k) for c, questions in asked for i, q in questions for k in range(samples)]
+    requests = [
+        asking.request(c.parts["policy"], asking.prompt(i, q, instruction_of(run, c)), run.seed_for("evaluate", q.id, k), temperature)
+        for c, i, q, k in places
+    ]
+    texts = [c.text for c in run.models.generate(requests)]
+    gold = run.task.labels(q for _, _, q, _ in places)
+    graded = run.grader.grade([Answer(q.text, gold[q.id], text) for (_, _, q, _), text in zip(places, texts, strict=True)], run.ledger)
+    found = iter([Reply(q, text, gold[q.id][0], grade) for (_, _, q, _), text, grade in zip(places, texts, graded, strict=True)])
+    return [[next(found) for _ in range(len(questions) * samples)] for _, questions in asked]
+
+
+def instruction_of(run: Run, candidate: Candidate) -> str:
+    """The text of a candidate's part ``prompt``; empty for a candidate without one."""
+    return str(run.blobs.read(candidate.parts["prompt"])) if "prompt" in candidate.parts else ""
 
 
 def asking_of(run: Run) -> Asking:

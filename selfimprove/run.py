@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from selfimprove.models import Models
     from selfimprove.sandbox import Sandboxes
     from selfimprove.task import TaskView
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,6 +61,12 @@ class Run:
     def seed_for(self, *name: str | int) -> int:
         """An integer seed from the stream called `name`."""
         return identity.seed_for(self.seed, *name)
+
+    def in_turn(self, name: str, pool: Sequence[T], count: int, number: int) -> list[T]:
+        """What round `number` takes of a pool: the next `count` of one shuffled order, which the stream called `name` draws; 0 takes all of it."""
+        order = self.rng(name).permutation(len(pool)).tolist()
+        count = min(count or len(order), len(order))
+        return [pool[order[(number * count + n) % len(order)]] for n in range(count)]
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:

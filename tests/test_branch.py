@@ -114,6 +114,16 @@ def test_runs_are_rows_that_can_be_filtered_sorted_and_compared(recorded: Path, 
     assert list(frame["rounds"]) == [3, 1]
 
 
+def test_a_branch_has_the_small_content_of_its_parts(tmp_path: Path) -> None:
+    """Prompts, votes and code are made before the first round, which a branch does not make again."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    closed = ["strategy=prompt_evolution", "task=toy", "engine=toy", 'editor.asking.template="{instruction}|{question}"', "observer=[]"]
+    assert main(["run", *closed, "guard.rounds.rounds=1", f"run.folder={old}"]) == 0
+    assert main(["fork", str(old), "--round", "0", f"run.folder={new}"]) == 0
+    assert journal.lineage_digest(new / "journal.jsonl") == journal.lineage_digest(old / "journal.jsonl")
+    assert main(["replay", str(old), "rewarder=prompt_evolution"]) == 0
+
+
 @pytest.mark.parametrize("filters", [["strategi=toy"], ["toy"], ["=3"]])
 def test_a_filter_that_is_none_is_refused(filters: list[str]) -> None:
     with pytest.raises(ConfigError, match="no filter|did you mean strategy"):

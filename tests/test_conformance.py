@@ -21,6 +21,7 @@ from selfimprove.testing.audit import sealed, unsafe_files
 from selfimprove.testing.conformance import overrides_of, parts_of
 from selfimprove.testing.inspection import heavy_imports, unknown_arguments
 
+PACKAGES = sorted({s.distribution for s in discovery.sources()})
 STRATEGIES = sorted(o.name for s in discovery.sources() for o in s.options() if o.group == "strategy")
 TESTS = [n for n, f in vars(StrategyConformance).items() if n.startswith("test_") and callable(f)]
 
@@ -39,6 +40,12 @@ class TestToy(Toy):
 def test_our_plugins_conform(strategy: str, test: str, tmp_path: Path) -> None:
     case = type("Case", (StrategyConformance,), {"strategy": strategy})()
     getattr(case, test)(tmp_path)
+
+
+@pytest.mark.slow  # each imports its modules in a process of its own
+@pytest.mark.parametrize("package", PACKAGES)
+def test_our_packages_pass_check_without_their_strategies(package: str) -> None:
+    assert not [r for r in rows(package, chosen=[]) if not r.passed]
 
 
 # ---- what it catches ----
@@ -124,6 +131,25 @@ def test_it_catches(rewarder: type[Any], test: str, message: str, tmp_path: Path
         getattr(Toy(), test)(tmp_path)
 
 
+def test_a_run_that_opens_a_file_of_the_test_split_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "test.jsonl"
+    secret.write_text("{}")
+
+    class Peeking(ToyRewarder):
+        @hookimpl
+        def reward(self, trials: Sequence[Trial], run: Run) -> Sequence[Evaluation]:
+            return [Evaluation(float(len(secret.read_text()))) for _ in trials]
+
+    def parts(overrides: Sequence[str]) -> Parts:
+        honest = parts_of(overrides)
+        return dataclasses.replace(honest, roles={**honest.roles, "rewarder": Peeking()})
+
+    monkeypatch.setattr(conformance, "parts_of", parts)
+    case = type("Case", (Toy,), {"sealed_files": (secret,)})()
+    with pytest.raises(SealedError, match=r"test\.jsonl holds the test split"):
+        case.test_labels_are_declared_and_the_test_stays_sealed(tmp_path / "run")
+
+
 def test_a_file_of_the_test_split_cannot_be_opened(tmp_path: Path) -> None:
     secret, other = tmp_path / "test.jsonl", tmp_path / "train.jsonl"
     secret.write_text("{}")
@@ -191,7 +217,7 @@ def test_heavy_imports() -> None:
 
 
 def test_check_names_its_rows() -> None:
-    found = [r for r in rows("selfimprove-srt", strategy="srt") if not r.what.startswith("srt:")]
+    found = [r for r in rows("selfimprove-srt", chosen=["srt"]) if not r.what.startswith("srt:")]
     assert all(r.passed for r in found), [r for r in found if not r.passed]
     assert {"installation", "option names", "import", "rewarder=majority", "strategy=srt"} <= {r.what for r in found}
 
@@ -204,7 +230,7 @@ def test_check_of_what_is_not_installed(package: str, hint: str, capsys: pytest.
 
 def test_check_of_another_strategy() -> None:
     with pytest.raises(ConfigError, match="it has srt"):
-        list(rows("selfimprove-srt", strategy="seal"))
+        list(rows("selfimprove-srt", chosen=["seal"]))
     assert named("selfimprove_srt") == named("selfimprove-srt")
 
 

@@ -12,6 +12,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfimprove.blobs import Blobs
 from selfimprove.errors import ConfigError, StorageError
 from selfimprove.export import export
 from selfimprove.ledger import Ledger
@@ -181,3 +182,11 @@ def test_an_engine_without_weights(tmp_path: Path) -> None:
 def test_an_unwritable_destination(layer: Models) -> None:
     with pytest.raises(StorageError, match="cannot write /proc/self/out"):
         export(layer, Candidate.root(policy=layer.root), Path("/proc/self/out"))
+
+
+def test_an_instruction_goes_with_the_weights(layer: Models, tmp_path: Path) -> None:
+    text = "Answer with a name.\n\ud800"
+    candidate = Candidate.root(policy=layer.root, prompt=Blobs(layer.folder).write("text", text))
+    export(layer, candidate, tmp_path / "out")
+    assert (tmp_path / "out" / "prompt.txt").read_text(encoding="utf-8") == "Answer with a name.\n?"
+    assert "prompt.txt" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

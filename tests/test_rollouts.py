@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 
 from selfimprove.errors import ConfigError
 from selfimprove.hooks import hookimpl
+from selfimprove.identity import rng
 from selfimprove.models import Lora
 from selfimprove.payloads import Rollout
 from selfimprove.policy_gradient import PolicyGradient
 from selfimprove.records import Edit
-from selfimprove.rollouts import Asking, PassAtK, Rollouts, pass_at_k
+from selfimprove.rollouts import Asking, PassAtK, Rollouts, pass_at_k, replies
+from selfimprove.run import Run
 from selfimprove.session import Session
 from selfimprove.task import Item, Question
-from selfimprove.testing import EditorContract, EvaluatorContract, ToyTask, toy_session
+from selfimprove.testing import EditorContract, EvaluatorContract, ScriptedEngine, ToyTask, toy_session
 
 ASKING = {"template": "{title}: {context}\n{question}", "max_tokens": 16}
 UPDATER = PolicyGradient(Lora(1, 1, ("q_proj",), 1.0, 1))
@@ -132,3 +135,30 @@ def test_askings_that_cannot_work(change: dict[str, Any]) -> None:
 def test_sizes_that_cannot_work(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="at least|>="):
         Rollouts(**{"asking": ASKING, **change})
+
+
+@given(st.text(), st.text())
+def test_a_filled_field_is_not_searched(question: str, context: str) -> None:
+    asking = Asking("{context}|{question}|{other} {{x}}")
+    asked = Item("i", "", "{question}" + context, (Question("q", question),))
+    assert asking.prompt(asked, asked.questions[0]) == f"{{question}}{context}|{question}|{{other}} {{{{x}}}}"
+
+
+def test_a_candidate_is_asked_under_its_own_instruction(tmp_path: Path) -> None:
+    script = {"Shout. Where": "LOUD", "Where": "quiet"}
+    one = session(tmp_path, asking={"template": "{instruction} {question}"})
+    one.run.models.engine = ScriptedEngine(script)
+    root, loud = one.lineage.root, one.lineage.root.derive("loud", prompt=one.run.blobs.write("text", "Shout."))
+    asked = [(i, q) for i in one.run.task.train for q in i.questions if q.text.startswith("Where")]
+    rows = replies(one.run, [(root, asked), (loud, asked[:1]), (root, [])], samples=2)
+    assert [[a.text for a in row] for row in rows] == [["quiet"] * 2 * len(asked), ["LOUD", "LOUD"], []]
+    assert all(a.gold in one.run.task.labels([a.question])[a.question.id] for row in rows for a in row)
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 5))
+def test_turns_go_through_the_whole_pool(size: int, count: int, number: int) -> None:
+    run: Any = SimpleNamespace(rng=lambda name: rng(3, name))
+    turns = [Run.in_turn(run, "x", range(size), count, n) for n in range(number, number + size)]
+    assert {len(t) for t in turns} == {min(count or size, size)}
+    assert {x for t in turns for x in t} == set(range(size))
+    assert all(len(set(t)) == len(t) for t in turns)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
+import json
 import subprocess
 import sys
 import tomllib
@@ -17,6 +19,7 @@ from selfimprove.cli import main
 from selfimprove.errors import ConfigError
 from selfimprove.hooks import API
 from selfimprove.scaffold import KINDS, create
+from selfimprove.testing import toy_session
 
 EVERYTHING = sorted(KINDS)
 
@@ -82,3 +85,26 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_it_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "mine", "--roles", "rewarder", "--into", str(tmp_path)]) == 0
     assert "selfimprove run strategy=mine" in capsys.readouterr().out
+
+
+def test_the_examples_of_middleware_and_tracker_do_what_they_say(tmp_path: Path) -> None:
+    """Longer texts are rewarded less by the price of their words; a round that is told again after a kill stands once."""
+    folder = create("terse_example", ["middleware", "observer"], tmp_path)
+    made = {}
+    for kind in ("middleware", "observer"):
+        spec = importlib.util.spec_from_file_location(f"terse_example_{kind}", folder / "src" / "terse_example" / f"{kind}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        made[kind] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made[kind])
+    tracker = made["observer"].TerseExampleObserver()
+    plain = toy_session(tmp_path / "plain", rounds=1).improve()
+    one = toy_session(tmp_path / "run", rounds=1, middleware=[made["middleware"].TerseExampleMiddleware(price=0.01, free=2)], observers=[tracker])
+    lineage = one.improve()
+    for trial, before, after in zip(plain.round(0).trials, plain.round(0).rewards, lineage.round(0).rewards, strict=True):
+        words = max(0, len(trial.edit.payload.text.split()) - 2)
+        assert before.error == after.error
+        assert before.score is None or after.score == pytest.approx(before.score - 0.01 * words)
+    tracker.round_finished(lineage, one.run)
+    [line] = (tmp_path / "run" / "terse_example.jsonl").read_text().splitlines()
+    assert json.loads(line)["round"] == 1

@@ -1,4 +1,11 @@
-"""What a plugin's tests are made of: a scripted model, a toy task, and the contract of every role as a test class.
+"""What a plugin's tests are made of: models without weights, a toy task, and the contract of every role as a test class.
+
+* **Contracts** to inherit: `SelectorContract`, `EditorContract`, `RewarderContract`, `UpdaterContract`, `EvaluatorContract`, `MiddlewareContract`,
+  `ObserverContract`, `TaskContract`, `GraderContract`, `EngineContract`, and `StrategyConformance` for a whole strategy.
+* **Models** without weights: `ScriptedEngine` answers and learns by rule, `TabularEngine` is a table of logits that learns by gradient in
+  milliseconds, `LoopbackServer` is a server that follows a script.
+* **Sessions**: `toy_session` puts a plugin among the toy roles (`toy_roles`), `noop_roles` call no model.
+* **Kills**: `kill_points` and `digest_after_kill` for plugins that keep something of their own.
 
 from selfimprove.testing import RewarderContract, toy_session
 
@@ -27,6 +34,7 @@ from selfimprove.testing.contracts import (
 from selfimprove.testing.engine import Script, ScriptedEngine, ScriptedModel
 from selfimprove.testing.kill import digest_after_kill, kill_points
 from selfimprove.testing.server import LoopbackServer
+from selfimprove.testing.tabular import TabularEngine
 from selfimprove.testing.toys import (
     NoopEditor,
     NoopRewarder,
@@ -57,6 +65,7 @@ __all__ = [
     "ScriptedModel",
     "SelectorContract",
     "StrategyConformance",
+    "TabularEngine",
     "TaskContract",
     "ToyEditor",
     "ToyEvaluator",

@@ -30,7 +30,7 @@ class MeteredEngine:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._engine, name)
-        return self._metered(name, found) if name in ("generate", "score", "train", "reinforce") else found
+        return self._metered(name, found) if name in ("generate", "score", "train", "reinforce", "prefer") else found
 
     @property
     def spent(self) -> dict[str, float]:

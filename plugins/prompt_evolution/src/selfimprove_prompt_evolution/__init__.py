@@ -1,5 +1,7 @@
 """Prompt evolution: the model rewrites its own instruction from its failures (OPRO, GEPA), as plugins of `selfimprove`."""
 
-from selfimprove_prompt_evolution.evolution import Accept, Gain, Instruction, Pareto, PromptAccuracy, Reflection, frontier
+from selfimprove_prompt_evolution.editor import Instruction, Reflection
+from selfimprove_prompt_evolution.rewarder import Gain
+from selfimprove_prompt_evolution.selector import Pareto, frontier
 
-__all__ = ["Accept", "Gain", "Instruction", "Pareto", "PromptAccuracy", "Reflection", "frontier"]
+__all__ = ["Gain", "Instruction", "Pareto", "Reflection", "frontier"]

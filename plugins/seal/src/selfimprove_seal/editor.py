@@ -128,9 +128,7 @@ class ContextEditor(abc.ABC):
 
     def round_items(self, run: Run, number: int) -> list[Item]:
         """The contexts of a round: the training split in one shuffled order, the next `contexts` of it each round."""
-        order = run.rng("contexts").permutation(len(run.task.train)).tolist()
-        count = min(self.contexts or len(order), len(order))
-        return [run.task.train[order[(number * count + i) % len(order)]] for i in range(count)]
+        return run.in_turn("contexts", run.task.train, self.contexts, number)
 
     def write(self, run: Run, policy: Part, items: Sequence[Item], count: int, *stream: str | int) -> list[SelfEdit]:
         """`count` edits per item, item after item."""
