@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
-SCHEMA = 1
+SCHEMA = 2
 EDIT = 600
 """Characters of an edit that are shown."""
+MEMBERS = 200
+"""Candidates of a lineage that are drawn, the oldest."""
 
 
 def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, test_failures: Mapping[str, str]) -> dict[str, Any]:
@@ -45,7 +48,8 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
         "suite": suite.name,
         "about": suite.about,
         "seeds": list(suite.seeds),
-        "budget": dict(suite.budget),
+        "unit": suite.unit,
+        "budgets": dict(suite.budgets),
         "effect": suite.effect,
         "tolerance": suite.tolerance,
         "arms": arms,
@@ -104,6 +108,7 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         "curve": [],
         "rounds": [],
         "edits": [],
+        "candidates": 0,
         "lineage": [],
     }
     if state.state != DONE:
@@ -120,7 +125,8 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         ranked = sorted(((_mean(scored(e)), edit) for _, edit, e in run.edits() if scored(e)), key=lambda pair: pair[0] or 0.0)
         for name, (reward, edit) in (("best", ranked[-1]), ("worst", ranked[0])) if ranked else ():
             found["edits"].append({"which": name, "reward": reward, "text": described(edit)[:EDIT]})
-    found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in run.lineage][:200]
+    found["candidates"] = run.lineage.size
+    found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in islice(run.lineage, MEMBERS)]
     try:
         test = sealed.recorded(state.folder)
     except SelfImproveError:
