@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for number, (job, composed) in enumerate(zip(jobs, configs, strict=True)):
         if len(jobs) == 1:
-            _start(composed, number if arguments.multirun else None)
+            _start(composed, number if arguments.multirun else None, arguments.tiles)
             continue
         print(f"job {number + 1} of {len(jobs)}: {' '.join(job)}")
         try:
-            _start(composed, number)
+            _start(composed, number, arguments.tiles)
         except SelfImproveError as e:  # one bad job does not take the others with it
             failed += 1
             print(f"error: job {number + 1}: {clean(str(e))}", file=sys.stderr)
@@ -103,7 +103,7 @@ def resume(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.run
     if (folder / runfolder.TEST).exists():
         raise UserError(f"{folder} was measured on its sealed test, and a run does not go on after that; start a new one")
-    _, session = runfolder.opened(folder, trust_env=arguments.trust_env)
+    _, session = runfolder.opened(folder, trust_env=arguments.trust_env, tiles=arguments.tiles)
     print(f"resuming {folder} after {len(session.lineage)} rounds")
     return _improve(session)
 
@@ -308,7 +308,7 @@ def completion(arguments: argparse.Namespace) -> int:
 # ---- pieces ----
 
 
-def _start(composed: Config, job: int | None) -> None:
+def _start(composed: Config, job: int | None, tiles: Path | None) -> None:
     from selfimprove import config, runfolder
     from selfimprove.session import Session
 
@@ -316,7 +316,7 @@ def _start(composed: Config, job: int | None) -> None:
     folder = runfolder.fresh(composed, job)
     runfolder.record(composed, folder)
     with _resumable(folder):
-        session = Session(parts, folder)
+        session = Session(parts, folder, shared=runfolder.shared(tiles))
     _improve(session)
 
 
@@ -449,7 +449,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
     p.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b, each in its own folder")
     p.add_argument("--cfg", choices=["job"], help="print the configuration and start nothing")
-    add_run(add("resume", resume, "go on with a run"))
+    share: dict[str, Any] = {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "finished work that runs share: found there, it is charged and not computed again",
+    }
+    p.add_argument("--tiles", **share)
+    p = add("resume", resume, "go on with a run")
+    add_run(p)
+    p.add_argument("--tiles", **share)
     p = add("list", catalogue, "what is installed: strategies, roles, tasks, models …")
     p.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
     p = add("show", show, "rounds, best and worst edits, ledger and lineage of a run")
