@@ -161,8 +161,8 @@ def bench(arguments: argparse.Namespace) -> int:
         for line in listed(a.overrides):
             print(clean(line))
         return 0
-    options = {"jobs": a.jobs, "launch": a.launch, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
-    folder = compared(a.overrides, a.out, Console(), **options)
+    how = {"jobs": a.jobs, "launch": a.launch, "launcher": a.launcher, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
+    folder = compared(a.overrides, a.out, Console(), **how)
     print(f"benchmark {folder}")
     return 0
 
@@ -449,11 +449,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
     p.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b, each in its own folder")
     p.add_argument("--cfg", choices=["job"], help="print the configuration and start nothing")
-    share: dict[str, Any] = {
-        "type": Path,
-        "metavar": "DIR",
-        "help": "finished work that runs share: found there, it is charged and not computed again",
-    }
+    share: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "finished work that runs share: what is found is charged, not computed"}
     p.add_argument("--tiles", **share)
     p = add("resume", resume, "go on with a run")
     add_run(p)
@@ -471,6 +467,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="the folder of the benchmark (runs/bench/SUITE)")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
     p.add_argument("--launch", default="", metavar="WORDS", help="what to put before each cell's command, such as 'srun -c 4'")
+    p.add_argument(
+        "--launcher", default="", metavar="WORDS", help="a Hydra launcher for the cells and its settings, such as 'submitit_slurm partition=gpu'"
+    )
     p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="print the cells and their commands, and start nothing")
     p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origi
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -126,6 +127,25 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
         else:
             raise ConfigError(f"{override.input_line}: a multirun takes key=a,b or key=range(from,to)")
     return [list(job) for job in itertools.product(*axes)]
+
+
+def launcher(words: Sequence[str]) -> list[str]:
+    """The overrides of Hydra that choose an installed launcher and its settings: ``joblib n_jobs=2``. Raises: ConfigError."""
+    name, *settings = words
+    Plugins.instance()  # it imports the launchers, which register their options
+    names = [n.removesuffix(".yaml") for n in ConfigStore.instance().list("hydra/launcher")]
+    if name not in names:
+        raise ConfigError(
+            f"--launcher: no Hydra launcher called {name!r} is installed{nearest(name, names)} (installed: {', '.join(names)}); "
+            "`pip install 'selfimprove[launchers]'` brings joblib, submitit_local and submitit_slurm, `pip install hydra-ray-launcher` ray"
+        )
+    overrides = [f"hydra/launcher={name}", *("+" * s.startswith("+") + f"hydra.launcher.{s.lstrip('+')}" for s in settings)]
+    try:
+        with initialize(config_path=None, version_base="1.3"):
+            hydra_compose(overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(f"--launcher {' '.join(words)}: {str(e).splitlines()[0]}; after its name, write settings of {name} as key=value") from e
+    return overrides
 
 
 def load(path: Path) -> Config:

@@ -13,7 +13,7 @@ from selfimprove.journal import lineage_digest
 from selfimprove.ledger import Ledger
 from selfimprove.models import Document, Models, Shared, Train
 from selfimprove.models.shared import tile_path
-from selfimprove.rewarders import Accept
+from selfimprove.rewarders import Chance
 from selfimprove.session import Parts, Session
 from selfimprove.task import Split
 from selfimprove.testing import ScriptedEngine, ToyGrader, ToyTask, toy_roles
@@ -57,7 +57,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_arms_that_share_tiles_do_and_pay_what_they_did_alone(tmp_path: Path) -> None:
-    arms: dict[str, dict[str, Any]] = {"toy": {}, "null": {"rewarder": Accept()}, "again": {}}
+    arms: dict[str, dict[str, Any]] = {"toy": {}, "null": {"rewarder": Chance()}, "again": {}}
     alone = {n: run(tmp_path / "alone" / n, None, **roles) for n, roles in arms.items()}
     together = {n: run(tmp_path / "together" / n, tmp_path / "tiles", **roles) for n, roles in arms.items()}
     assert {n: found[:2] for n, found in together.items()} == {n: found[:2] for n, found in alone.items()}
@@ -95,7 +95,7 @@ def test_what_retention_prunes_in_a_run_stays_shared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["*.json", "*.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe not json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe not json", b"{}", b"7"])
 def test_a_damaged_tile_is_thrown_away_and_computed(tmp_path: Path, what: str, content: bytes) -> None:
     whole = run(tmp_path / "one", tmp_path / "tiles")
     for path in (tmp_path / "tiles").rglob(what):
@@ -121,7 +121,7 @@ def test_nothing_about_sealed_questions_is_shared(tmp_path: Path) -> None:
     before = files(tmp_path / "tiles")
     assert before
     run(tmp_path / "measured", tmp_path / "tiles", split="test")
-    run(tmp_path / "transductive", tmp_path / "other", transductive=True, rewarder=Accept(), evaluator=None)
+    run(tmp_path / "transductive", tmp_path / "other", transductive=True, rewarder=Chance(), evaluator=None)
     assert files(tmp_path / "tiles") == before
     assert not (tmp_path / "other").exists()
     sealed = {q.text for i in ToyTask().items("test") for q in i.questions} | {i.context for i in ToyTask().items("test")}
