@@ -1,4 +1,4 @@
-"""Configuration: Hydra composes it, this module checks it and makes the objects. Only `cli.py` and this import Hydra."""
+"""Configuration: Hydra composes it, this module checks it and makes the objects. Only `cli.py`, `bench/launched.py` and this import Hydra."""
 
 from __future__ import annotations
 

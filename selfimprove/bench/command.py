@@ -56,9 +56,10 @@ def bench(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs wants at least 1; got {jobs}")
-    if launcher and (jobs > 1 or launch):
+    _words("--launch", launch)
+    chosen = configuration.launcher(named) if (named := _words("--launcher", launcher)) else []
+    if chosen and (jobs > 1 or launch):
         raise ConfigError("a launcher says itself where and how many at a time (--launcher 'joblib n_jobs=2'); leave out --jobs and --launch")
-    chosen = configuration.launcher(shlex.split(launcher)) if launcher else []
     suite = suite_of(words)
     made = matrix(suite)
     folder = out or Path("runs", "bench", suite.name)
@@ -67,7 +68,7 @@ def bench(
     how = cells.How(launch, trust_env, folder / TILES)
     seconds = None if hours is None else hours * 3600
     with board.shown():
-        if launcher:
+        if chosen:
             launching.run(states, folder, chosen, how, seconds, board.tell)
         else:
             cells.run(states, jobs, how, seconds, board.tell)
@@ -105,10 +106,16 @@ def listed(words: Sequence[str]) -> Iterator[str]:
         yield f"{cell.task}/{cell.arm} seed {cell.seed}: selfimprove run {shlex.join(cell.overrides)}"
     for what, why in made.left_out.items():
         yield f"left out: {what}, because {why}"
-    most = math.fsum(
-        suite.budgets[a.task] for a in made.arms if a.trained or a.kind in AT_EQUAL_COST for _ in a.cells
-    )  # what a last round spends beyond the budget, and other samples of the untouched model, are small beside that
+    # Small beside it: what a last round spends beyond the budget, and the untouched model's few samples elsewhere.
+    most = math.fsum(suite.budgets[a.task] * len(a.cells) for a in made.arms if a.trained or a.kind in AT_EQUAL_COST)
     yield f"{len(made.cells)} cells of {len(made.arms)} arms; about {most:.2g} {suite.unit} in all, the sealed test aside; nothing was started"
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise ConfigError(f"{option} {text!r} is no command line ({e}); quote it as a shell would want it") from e
 
 
 def _failures(folder: Path) -> dict[str, str]:
