@@ -63,7 +63,7 @@ def test_arms_that_share_tiles_do_and_pay_what_they_did_alone(tmp_path: Path) ->
     assert {n: found[:2] for n, found in together.items()} == {n: found[:2] for n, found in alone.items()}
     assert together["toy"][2] == alone["toy"][2], "the first finds nothing"
     assert together["null"][2] < alone["null"][2], "another arm begins alike"
-    assert together["again"][2] < together["null"][2], "and what was trained later is found where it says the same"
+    assert together["again"][2] <= together["null"][2], "and the same arm never parts"
 
 
 def test_a_run_that_was_killed_may_go_on_with_shared_tiles_or_without(tmp_path: Path) -> None:
