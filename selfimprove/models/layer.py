@@ -412,8 +412,8 @@ class Models:
                 if trains:
                     stored["requests"] = [dataclasses.asdict(r) for r in tile]
                 write_json(path, stored)
-                # Weights are large: those that runs have in common are made of the untouched model.
-                if self.shared is not None and (not trains or all(r.policy == self.root for r in tile)):
+                # Weights are large: those that runs have in common are the untouched model's inner loops.
+                if self.shared is not None and (not trains or (call == "train" and all(r.policy == self.root for r in tile))):
                     self.shared.give(name, self.folder, weights=trains)
             rows, charges = self._finished(path, result, len(tile))
             if call in TRAINING:
