@@ -206,6 +206,28 @@ def build(config: Config, only_measure: bool = False) -> Parts:
     from selfimprove.session import Parts  # it brings torch, which composing does not need
 
     values, found = config.values, discovery.sources()
+    roles, observers, middleware, retention = _admitted(config, found, only_measure)
+    return Parts(
+        roles=roles,
+        task=_one("task", values, found, required=True),
+        grader=_one("grader", values, found, required=True),
+        engine=_one("engine", values, found, required=True),
+        sandbox=_one("sandbox", values, found),
+        observers=observers,
+        middleware=middleware,
+        retention=retention,
+        seed=config.seed,
+    )
+
+
+def admit(config: Config) -> None:
+    """Refuse a configuration whose plugins do not go together; opens no model, task or observer. Raises: ConfigError and AdmissionError."""
+    _admitted(config, discovery.sources(), only_measure=True)
+
+
+def _admitted(config: Config, found: Sequence[Source], only_measure: bool) -> tuple[dict[str, Any], list[Any], list[Any], Any]:
+    """The plugins of the roles, the observers, the middleware and the retention of a run, if they go together."""
+    values = config.values
     roles = {role: plugin for role in ROLES if (plugin := _one(role, values, found)) is not None}
     for role in ROLES:
         if role not in roles and role not in plugins.OPTIONAL_ROLES:
@@ -221,17 +243,7 @@ def build(config: Config, only_measure: bool = False) -> Parts:
     retention = _make("checkpoint", values["checkpoint"], found)
     plugins.admit(roles, [retention, *observers], middleware)
     plugins.check_scores(roles, observers)
-    return Parts(
-        roles=roles,
-        task=_one("task", values, found, required=True),
-        grader=_one("grader", values, found, required=True),
-        engine=_one("engine", values, found, required=True),
-        sandbox=_one("sandbox", values, found),
-        observers=observers,
-        middleware=middleware,
-        retention=retention,
-        seed=config.seed,
-    )
+    return roles, observers, middleware, retention
 
 
 def check(config: Config) -> None:

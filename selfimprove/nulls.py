@@ -1,7 +1,7 @@
 """Null arms: what a strategy has to beat before it is worth its cost, as plugins like any other.
 
 The untouched model (`Unedited` and `Untouched`), the true labels to train on (`GoldAnswers`, with `finetuning.SFT`), and edits that were
-written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`. `bench` puts them beside every strategy.
+written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`, or `RandomReward`. `bench` puts them beside every strategy.
 """
 
 from __future__ import annotations
@@ -195,6 +195,29 @@ class GoldAnswers(Rollouts):
     def expected(self, run: Run) -> dict[str, float]:
         """Nothing is generated."""
         return {"labels": float(len(self.questions(run, 0)))}
+
+
+class RandomReward:
+    """Every reward is 1 with a fixed probability, and every credit in it a number between 0 and 1, drawn without a look at the edit.
+
+    A wrapper around `reward`, for an updater that needs what only its rewarder gives: credit for lines or tokens. The rewarder does its work
+    and is paid for it; what cannot be measured stays so. Where a score is enough, ``rewarder=chance`` is cheaper.
+
+    Args:
+        probability: of a reward of 1.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        if not 0 <= probability <= 1:
+            raise ConfigError(f"middleware.random_reward.probability is between 0 and 1; got {probability}")
+        self.probability = probability
+
+    @hookimpl(wrapper=True)
+    def reward(self, lineage: Lineage, run: Run) -> Generator[None, Any, Sequence[Evaluation]]:
+        rewards: Sequence[Evaluation] = yield
+        chance = run.rng("random_reward", len(lineage))
+        drawn = [(float(chance.random() < self.probability), tuple(map(float, chance.random(len(e.credit))))) for e in rewards]
+        return [e if e.score is None else Evaluation(score, credit=credit) for e, (score, credit) in zip(rewards, drawn, strict=True)]
 
 
 class ShuffledEdits:

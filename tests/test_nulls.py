@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from selfimprove import Edit, Evaluation, Lineage, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.finetuning import SFT
+from selfimprove.identity import rng
 from selfimprove.models import Generate
-from selfimprove.nulls import METHODS, GoldAnswers, ShuffledEdits, Unedited, Untouched
+from selfimprove.nulls import METHODS, GoldAnswers, RandomReward, ShuffledEdits, Unedited, Untouched
 from selfimprove.payloads import Rollout, Text, payload
 from selfimprove.records import Candidate, Part
 from selfimprove.rewarders import Chance
@@ -118,12 +119,6 @@ class Given:
 
 
 def shuffled(edits: Sequence[Edit]) -> list[Edit]:
-    class Streams:
-        def rng(self, *name: Any) -> Any:
-            from selfimprove.identity import rng
-
-            return rng(0, *name)
-
     wrapped = ShuffledEdits().propose(Lineage(Candidate.root(policy=Part("model", "m"))), Streams())  # type: ignore[arg-type]
     next(wrapped)
     with pytest.raises(StopIteration) as done:
@@ -147,6 +142,33 @@ def test_a_rollout_moves_with_its_tokens() -> None:
     for after in shuffled(edits):
         assert (str(after.payload.ids[0]), after.payload.logprobs[0]) == (after.payload.text, -float(after.payload.text))
         assert after.payload.question == f"q{after.group}"
+
+
+class Streams:
+    def rng(self, *name: Any) -> Any:
+        return rng(0, *name)
+
+
+@given(st.lists(st.none() | st.tuples(st.floats(-9, 9, allow_subnormal=False), st.integers(0, 4)), max_size=9))
+def test_a_random_reward_keeps_the_shape_of_rewards_and_nothing_that_they_say(given_: list[Any]) -> None:
+    def rewarded(score: float) -> list[Evaluation]:
+        rewards = [Evaluation.failed("why") if g is None else Evaluation(score * g[0], {"m": score}, {"i": score}, (score,) * g[1]) for g in given_]
+        wrapped = RandomReward().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
+        next(wrapped)
+        with pytest.raises(StopIteration) as done:
+            wrapped.send(rewards)
+        return list(done.value.value)
+
+    one, other = rewarded(1.0), rewarded(-2.0)
+    assert one == other, "it does not depend on what was measured"
+    for before, after in zip(given_, one, strict=True):
+        assert (before is None) == (after.score is None)
+        if before is not None:
+            assert after.score in (0.0, 1.0)
+            assert len(after.credit) == before[1]
+            assert all(0 <= c < 1 for c in after.credit)
+            assert not after.metrics
+            assert not after.per_item
 
 
 @payload("noise for a test of null arms")

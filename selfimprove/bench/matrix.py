@@ -132,7 +132,7 @@ def _arm(suite: Suite, task: TaskEntry, name: str, kind: str, overrides: Sequenc
     row = Arm(name, task.name, kind, of)
     for seed in suite.seeds:
         words = _overrides(suite, task, overrides, seed, trained=kind not in UNTRAINED)
-        composed = _composed(suite, task, name, words)
+        composed = _composed(suite, task, name, words, admit=not row.cells)
         row.configuration = row.configuration or composed.recorded
         row.cells.append(Cell(name, task.name, seed, tuple(words), cell_key(composed)))
     return row
@@ -159,10 +159,12 @@ def _overrides(suite: Suite, task: TaskEntry, arm: Sequence[str], seed: int, tra
     return list(keyed.values())
 
 
-def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str]) -> Config:
+def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str], admit: bool = False) -> Config:
     try:
         composed = configuration.anchored(configuration.compose(words))
         configuration.check(composed)
+        if admit:
+            configuration.admit(composed)
     except ConfigError as e:
         raise ConfigError(f"suite {suite.name}, arm {arm} on task {task.name}: {e}") from e
     return composed

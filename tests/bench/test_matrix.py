@@ -88,6 +88,11 @@ def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
         made(arms=["toyy"], nulls=[])
 
 
+def test_an_arm_whose_roles_do_not_go_together_is_named_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"arm toy on task toy: .*lineage.best"):
+        made(arms={"toy": ["strategy=toy", "selector=best", "evaluator=none"]}, nulls=[])
+
+
 def test_suite_small_composes_with_what_is_installed() -> None:
     whole = suite_of([f"suite={Path(__file__).parents[2] / 'benchmarks' / 'suites' / 'small.yaml'}", "seeds=1"])
     strategies = {o.name for s in discovery.sources() for o in s.options() if o.group == "strategy"}
