@@ -1,7 +1,7 @@
 """Null arms: what a strategy has to beat before it is worth its cost, as plugins like any other.
 
 The untouched model (`Unedited` and `Untouched`), the true labels to train on (`GoldAnswers`, with `finetuning.SFT`), and edits that were
-written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`, or `RandomReward`. `bench` puts them beside every strategy.
+written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`, or `ShuffledRewards`. `bench` puts them beside every strategy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Equating, Exact
@@ -197,27 +199,25 @@ class GoldAnswers(Rollouts):
         return {"labels": float(len(self.questions(run, 0)))}
 
 
-class RandomReward:
-    """Every reward is 1 with a fixed probability, and every credit in it a number between 0 and 1, drawn without a look at the edit.
+class ShuffledRewards:
+    """Every reward is that of some trial of the round, and every credit in it that of some step, drawn without a look at the edits.
 
-    A wrapper around `reward`, for an updater that needs what only its rewarder gives: credit for lines or tokens. The rewarder does its work
-    and is paid for it; what cannot be measured stays so. Where a score is enough, ``rewarder=chance`` is cheaper.
-
-    Args:
-        probability: of a reward of 1.
+    A wrapper around `reward`, for an updater that needs what only its rewarder gives: credit for lines or tokens. As many trials and steps are good
+    as were, so an update costs about the same; the rewarder works and is paid for it, and what cannot be measured stays so. Where a score is
+    enough, ``rewarder=chance`` is cheaper.
     """
-
-    def __init__(self, probability: float = 0.5) -> None:
-        if not 0 <= probability <= 1:
-            raise ConfigError(f"middleware.random_reward.probability is between 0 and 1; got {probability}")
-        self.probability = probability
 
     @hookimpl(wrapper=True)
     def reward(self, lineage: Lineage, run: Run) -> Generator[None, Any, Sequence[Evaluation]]:
         rewards: Sequence[Evaluation] = yield
-        chance = run.rng("random_reward", len(lineage))
-        drawn = [(float(chance.random() < self.probability), tuple(map(float, chance.random(len(e.credit))))) for e in rewards]
-        return [e if e.score is None else Evaluation(score, credit=credit) for e, (score, credit) in zip(rewards, drawn, strict=True)]
+        chance, measured = run.rng("shuffled_rewards", len(lineage)), [e for e in rewards if e.score is not None]
+        scores = iter(_shuffled(chance, [e.score for e in measured]))
+        credit = iter(_shuffled(chance, [c for e in measured for c in e.credit]))
+        return [e if e.score is None else Evaluation(next(scores), credit=tuple(next(credit) for _ in e.credit)) for e in rewards]
+
+
+def _shuffled(chance: np.random.Generator, values: Sequence[Any]) -> list[Any]:
+    return [values[i] for i in chance.permutation(len(values))]
 
 
 class ShuffledEdits:

@@ -14,7 +14,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.finetuning import SFT
 from selfimprove.identity import rng
 from selfimprove.models import Generate
-from selfimprove.nulls import METHODS, GoldAnswers, RandomReward, ShuffledEdits, Unedited, Untouched
+from selfimprove.nulls import METHODS, GoldAnswers, ShuffledEdits, ShuffledRewards, Unedited, Untouched
 from selfimprove.payloads import Rollout, Text, payload
 from selfimprove.records import Candidate, Part
 from selfimprove.rewarders import Chance
@@ -149,26 +149,29 @@ class Streams:
         return rng(0, *name)
 
 
-@given(st.lists(st.none() | st.tuples(st.floats(-9, 9, allow_subnormal=False), st.integers(0, 4)), max_size=9))
-def test_a_random_reward_keeps_the_shape_of_rewards_and_nothing_that_they_say(given_: list[Any]) -> None:
-    def rewarded(score: float) -> list[Evaluation]:
-        rewards = [Evaluation.failed("why") if g is None else Evaluation(score * g[0], {"m": score}, {"i": score}, (score,) * g[1]) for g in given_]
-        wrapped = RandomReward().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
-        next(wrapped)
-        with pytest.raises(StopIteration) as done:
-            wrapped.send(rewards)
-        return list(done.value.value)
+@given(st.lists(st.none() | st.tuples(st.floats(-9, 9, allow_subnormal=False), st.lists(st.integers(0, 9), max_size=4)), max_size=9))
+def test_shuffled_rewards_are_the_same_ones_elsewhere(given_: list[Any]) -> None:
+    before = [Evaluation.failed("why") if g is None else Evaluation(g[0], {"m": g[0]}, {"i": g[0]}, tuple(map(float, g[1]))) for g in given_]
+    wrapped = ShuffledRewards().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
+    next(wrapped)
+    with pytest.raises(StopIteration) as done:
+        wrapped.send(before)
+    after: list[Evaluation] = list(done.value.value)
+    for one, other in zip(before, after, strict=True):
+        assert (one.error, len(one.credit)) == (other.error, len(other.credit))
+        assert not other.metrics
+        assert not other.per_item, "nothing else says what was measured"
+    assert sorted(e.score for e in after if e.score is not None) == sorted(e.score for e in before if e.score is not None)
+    assert sorted(c for e in after for c in e.credit) == sorted(c for e in before for c in e.credit)
 
-    one, other = rewarded(1.0), rewarded(-2.0)
-    assert one == other, "it does not depend on what was measured"
-    for before, after in zip(given_, one, strict=True):
-        assert (before is None) == (after.score is None)
-        if before is not None:
-            assert after.score in (0.0, 1.0)
-            assert len(after.credit) == before[1]
-            assert all(0 <= c < 1 for c in after.credit)
-            assert not after.metrics
-            assert not after.per_item
+
+def test_shuffled_rewards_move() -> None:
+    wrapped = ShuffledRewards().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
+    next(wrapped)
+    with pytest.raises(StopIteration) as done:
+        wrapped.send([Evaluation(float(n), credit=(float(n), -float(n))) for n in range(50)])
+    assert sum(e.score == n for n, e in enumerate(done.value.value)) < 10
+    assert sum(e.credit == (n, -n) for n, e in enumerate(done.value.value)) < 10
 
 
 @payload("noise for a test of null arms")
