@@ -19,6 +19,7 @@ from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.opening import openings
 from selfimprove.bench.suite import Suite
+from selfimprove.bench.verdicts import WAITS
 from selfimprove.discovery import sources, version_of
 from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
@@ -37,7 +38,7 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
     arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
     found = comparisons(suite, arms)
     opened = openings(out)
-    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or "not run yet"} for s in states if s.state != DONE]
+    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or WAITS} for s in states if s.state != DONE]
     failures += [
         {"task": known[k].cell.task, "arm": known[k].cell.arm, "seed": known[k].cell.seed, "reason": f"its test: {reason}"}
         for k, reason in test_failures.items()

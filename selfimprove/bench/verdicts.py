@@ -14,6 +14,8 @@ DECODED = {
 }
 
 
+WAITS = "not run yet"
+"""The reason of a cell that has not been run."""
 SHORT = {
     "greedy": "untouched, greedy",
     "best_temperature": "untouched, best temperature",
@@ -116,7 +118,11 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"PEEKED: the sealed test was opened {len(openings)} times ({dates}); what was added after the first time may have been chosen by it."
     if peeked := [k for o in openings for k in o["peeked"]]:
         yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    if waiting := [f for f in result["failures"] if f["reason"] == WAITS]:
+        yield f"UNFINISHED: {len(waiting)} cells have not been run yet."
     for f in result["failures"]:
+        if f["reason"] == WAITS:
+            continue
         yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
     for what, why in result["left_out"].items():
         yield f"Left out: {what}, because {why}."

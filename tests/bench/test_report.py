@@ -125,11 +125,12 @@ def test_a_cell_that_is_missing_takes_its_seed_out_and_one_seed_is_no_comparison
 
 def test_peeking_and_failures_are_told(suite: Suite) -> None:
     opened = [{"at": "then", "cells": ["a0"], "peeked": ["a0"]}, {"at": "later", "cells": ["a1"], "peeked": []}]
-    failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}]
+    failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}, {"task": "t", "arm": "a", "seed": 4, "reason": "not run yet"}]
     said = list(cautions(result(suite, [arm("a", GOOD)], openings=opened, failures=failures, left_out={"x": "y"})))
     assert any("opened 2 times" in s for s in said)
     assert any("somebody" in s for s in said)
     assert "FAILED: t/a, seed 3: no space." in said
+    assert "UNFINISHED: 1 cells have not been run yet." in said
 
 
 def test_a_test_that_somebody_measured_before_is_recorded_as_peeked(tmp_path: Path) -> None:
