@@ -119,7 +119,7 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
     if peeked := [k for o in openings for k in o["peeked"]]:
         yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
     if waiting := [f for f in result["failures"] if f["reason"] == WAITS]:
-        yield f"UNFINISHED: {len(waiting)} cells have not been run yet."
+        yield f"UNFINISHED: {len(waiting)} cell{'s have' if len(waiting) > 1 else ' has'} not been run yet."
     for f in result["failures"]:
         if f["reason"] == WAITS:
             continue

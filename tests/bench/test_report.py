@@ -130,7 +130,7 @@ def test_peeking_and_failures_are_told(suite: Suite) -> None:
     assert any("opened 2 times" in s for s in said)
     assert any("somebody" in s for s in said)
     assert "FAILED: t/a, seed 3: no space." in said
-    assert "UNFINISHED: 1 cells have not been run yet." in said
+    assert "UNFINISHED: 1 cell has not been run yet." in said
 
 
 def test_a_test_that_somebody_measured_before_is_recorded_as_peeked(tmp_path: Path) -> None:
