@@ -177,7 +177,7 @@ def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
             if different := _differences(flat(rows[0].configuration[group], group), flat(row.configuration[group], group)):
                 raise ConfigError(
                     f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they "
-                    f"cannot be compared; say it once, in tasks.{row.task}.overrides"
+                    f"cannot be compared; say it once, in tasks.{row.task}.overrides, or with base=[{group}=NAME] on the command line"
                 )
 
 
