@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from selfimprove.errors import ConfigError
 from selfimprove.identity import digest
 from selfimprove.records import Evaluation, Lineage, encode_evaluation
 from selfimprove.session import Session
-from selfimprove.storage import append_line, read_lines, write_json
+from selfimprove.storage import append_line, place, read_lines, write_json
 
 FORKED, REPLAYS, REPLAYED = "forked.json", "replays", "replayed.json"
 
@@ -112,14 +112,8 @@ def _copy(old: Path, new: Path) -> None:
     """What later rounds need of a run folder, its journal aside: finished tiles and blobs as links to the same files, the rest as copies."""
     for path in sorted([*(old / "tiles").rglob("*"), *(old / "blobs").rglob("*")]):
         if path.is_file():
-            target = new / path.relative_to(old)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, target)
-            except FileNotFoundError:  # pruned meanwhile
-                continue
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(path, target)
+            with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+                place(path, new / path.relative_to(old))
     for path in (*old.glob("*.jsonl"), old / "split.json", old / "identity.json"):
         if path.exists() and path.name != runfolder.JOURNAL:
             shutil.copyfile(path, new / path.name)

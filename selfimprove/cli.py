@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for number, (job, composed) in enumerate(zip(jobs, configs, strict=True)):
         if len(jobs) == 1:
-            _start(composed, number if arguments.multirun else None)
+            _start(composed, number if arguments.multirun else None, arguments.tiles)
             continue
         print(f"job {number + 1} of {len(jobs)}: {' '.join(job)}")
         try:
-            _start(composed, number)
+            _start(composed, number, arguments.tiles)
         except SelfImproveError as e:  # one bad job does not take the others with it
             failed += 1
             print(f"error: job {number + 1}: {clean(str(e))}", file=sys.stderr)
@@ -108,11 +108,11 @@ def resume(arguments: argparse.Namespace) -> int:
     processes.place()
     parts = config.build(runfolder.trusted(folder, arguments.trust_env))
     with processes.led(parts.engine) as here:
-        if here:
-            session = Session(parts, folder)
-            print(f"resuming {folder} after {len(session.lineage)} rounds")
-            _improve(session)
-    return 0
+        if not here:
+            return 0
+        session = Session(parts, folder, shared=runfolder.shared(arguments.tiles))
+        print(f"resuming {folder} after {len(session.lineage)} rounds")
+        return _improve(session)
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -168,8 +168,8 @@ def bench(arguments: argparse.Namespace) -> int:
         for line in listed(a.overrides):
             print(clean(line))
         return 0
-    options = {"jobs": a.jobs, "launch": a.launch, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
-    folder = compared(a.overrides, a.out, Console(), **options)
+    how = {"jobs": a.jobs, "launch": a.launch, "launcher": a.launcher, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
+    folder = compared(a.overrides, a.out, Console(), **how)
     print(f"benchmark {folder}")
     return 0
 
@@ -318,7 +318,7 @@ def completion(arguments: argparse.Namespace) -> int:
 # ---- pieces ----
 
 
-def _start(composed: Config, job: int | None) -> None:
+def _start(composed: Config, job: int | None, tiles: Path | None) -> None:
     from selfimprove import config, runfolder
     from selfimprove.models import processes
     from selfimprove.session import Session
@@ -330,7 +330,7 @@ def _start(composed: Config, job: int | None) -> None:
             folder = runfolder.fresh(composed, job)
             runfolder.record(composed, folder)
             with _resumable(folder):
-                session = Session(parts, folder)
+                session = Session(parts, folder, shared=runfolder.shared(tiles))
             _improve(session)
 
 
@@ -463,7 +463,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option or key=value")
     p.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b, each in its own folder")
     p.add_argument("--cfg", choices=["job"], help="print the configuration and start nothing")
-    add_run(add("resume", resume, "go on with a run"))
+    share: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "finished work that runs share: what is found is charged, not computed"}
+    p.add_argument("--tiles", **share)
+    p = add("resume", resume, "go on with a run")
+    add_run(p)
+    p.add_argument("--tiles", **share)
     p = add("list", catalogue, "what is installed: strategies, roles, tasks, models …")
     p.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
     p = add("show", show, "rounds, best and worst edits, ledger and lineage of a run")
@@ -477,6 +481,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="the folder of the benchmark (runs/bench/SUITE)")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time")
     p.add_argument("--launch", default="", metavar="WORDS", help="what to put before each cell's command, such as 'srun -c 4'")
+    p.add_argument(
+        "--launcher", default="", metavar="WORDS", help="a Hydra launcher for the cells and its settings, such as 'submitit_slurm partition=gpu'"
+    )
     p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="print the cells and their commands, and start nothing")
     p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")

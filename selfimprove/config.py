@@ -1,4 +1,4 @@
-"""Configuration: Hydra composes it, this module checks it and makes the objects. Only `cli.py` and this import Hydra."""
+"""Configuration: Hydra composes it, this module checks it and makes the objects. Only `cli.py`, `bench/launched.py` and this import Hydra."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origi
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -128,6 +129,25 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
+def launcher(words: Sequence[str]) -> list[str]:
+    """The overrides of Hydra that choose an installed launcher and its settings: ``joblib n_jobs=2``. Raises: ConfigError."""
+    name, *settings = words
+    Plugins.instance()  # it imports the launchers, which register their options
+    names = [n.removesuffix(".yaml") for n in ConfigStore.instance().list("hydra/launcher")]
+    if name not in names:
+        raise ConfigError(
+            f"--launcher: no Hydra launcher called {name!r} is installed{nearest(name, names)} (installed: {', '.join(names)}); "
+            "`pip install 'selfimprove[launchers]'` brings joblib, submitit_local and submitit_slurm, `pip install hydra-ray-launcher` ray"
+        )
+    overrides = [f"hydra/launcher={name}", *("+" * s.startswith("+") + f"hydra.launcher.{s.lstrip('+')}" for s in settings)]
+    try:
+        with initialize(config_path=None, version_base="1.3"):
+            hydra_compose(overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(f"--launcher {' '.join(words)}: {str(e).splitlines()[0]}; after its name, write settings of {name} as key=value") from e
+    return overrides
+
+
 def load(path: Path) -> Config:
     """The configuration that a run folder recorded. Raises: ConfigError."""
     try:
@@ -186,6 +206,28 @@ def build(config: Config, only_measure: bool = False) -> Parts:
     from selfimprove.session import Parts  # it brings torch, which composing does not need
 
     values, found = config.values, discovery.sources()
+    roles, observers, middleware, retention = _admitted(config, found, only_measure)
+    return Parts(
+        roles=roles,
+        task=_one("task", values, found, required=True),
+        grader=_one("grader", values, found, required=True),
+        engine=_one("engine", values, found, required=True),
+        sandbox=_one("sandbox", values, found),
+        observers=observers,
+        middleware=middleware,
+        retention=retention,
+        seed=config.seed,
+    )
+
+
+def admit(config: Config) -> None:
+    """Refuse a configuration whose plugins do not go together; opens no model, task or observer. Raises: ConfigError and AdmissionError."""
+    _admitted(config, discovery.sources(), only_measure=True)
+
+
+def _admitted(config: Config, found: Sequence[Source], only_measure: bool) -> tuple[dict[str, Any], list[Any], list[Any], Any]:
+    """The plugins of the roles, the observers, the middleware and the retention of a run, if they go together."""
+    values = config.values
     roles = {role: plugin for role in ROLES if (plugin := _one(role, values, found)) is not None}
     for role in ROLES:
         if role not in roles and role not in plugins.OPTIONAL_ROLES:
@@ -201,17 +243,7 @@ def build(config: Config, only_measure: bool = False) -> Parts:
     retention = _make("checkpoint", values["checkpoint"], found)
     plugins.admit(roles, [retention, *observers], middleware)
     plugins.check_scores(roles, observers)
-    return Parts(
-        roles=roles,
-        task=_one("task", values, found, required=True),
-        grader=_one("grader", values, found, required=True),
-        engine=_one("engine", values, found, required=True),
-        sandbox=_one("sandbox", values, found),
-        observers=observers,
-        middleware=middleware,
-        retention=retention,
-        seed=config.seed,
-    )
+    return roles, observers, middleware, retention
 
 
 def check(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Null arms: what a strategy has to beat before it is worth its cost, as plugins like any other.
 
 The untouched model (`Unedited` and `Untouched`), the true labels to train on (`GoldAnswers`, with `finetuning.SFT`), and edits that were
-written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`. `bench` puts them beside every strategy.
+written about something else (`ShuffledEdits`). A random reward is `rewarders.Chance`, or `ShuffledRewards`. `bench` puts them beside every strategy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Answer, Equating, Exact
@@ -194,6 +196,27 @@ class GoldAnswers(Rollouts):
     def expected(self, run: Run) -> dict[str, float]:
         """Nothing is generated."""
         return {"labels": float(len(self.questions(run, 0)))}
+
+
+class ShuffledRewards:
+    """Every reward is that of some trial of the round, and every credit in it that of some step, drawn without a look at the edits.
+
+    A wrapper around `reward`, for an updater that needs what only its rewarder gives: credit for lines or tokens. As many trials and steps are good
+    as were, so an update costs about the same; the rewarder works and is paid for it, and what cannot be measured stays so. Where a score is
+    enough, ``rewarder=chance`` is cheaper.
+    """
+
+    @hookimpl(wrapper=True)
+    def reward(self, lineage: Lineage, run: Run) -> Generator[None, Any, Sequence[Evaluation]]:
+        rewards: Sequence[Evaluation] = yield
+        chance, measured = run.rng("shuffled_rewards", len(lineage)), [e for e in rewards if e.score is not None]
+        scores = iter(_shuffled(chance, [e.score for e in measured]))
+        credit = iter(_shuffled(chance, [c for e in measured for c in e.credit]))
+        return [e if e.score is None else Evaluation(next(scores), credit=tuple(next(credit) for _ in e.credit)) for e in rewards]
+
+
+def _shuffled(chance: np.random.Generator, values: Sequence[Any]) -> list[Any]:
+    return [values[i] for i in chance.permutation(len(values))]
 
 
 class ShuffledEdits:

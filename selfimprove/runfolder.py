@@ -14,6 +14,8 @@ from selfimprove import config as configuration
 from selfimprove.config import Config
 from selfimprove.discovery import CORE, nearest, version_of
 from selfimprove.errors import ConfigError, ResumeError
+from selfimprove.identity import digest
+from selfimprove.models import Shared
 from selfimprove.records import Candidate, Lineage
 from selfimprove.session import Session
 from selfimprove.storage import is_temporary, write_bytes, write_json
@@ -128,12 +130,18 @@ def recorded(folder: Path) -> Config:
     return config
 
 
-def opened(folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False) -> tuple[Config, Session]:
-    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError."""
+def opened(
+    folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False, tiles: Path | None = None
+) -> tuple[Config, Session]:
+    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError.
+
+    Args:
+        tiles: as `shared` takes it.
+    """
     config = trusted(folder, trust_env)
     if only_measure and not (folder / JOURNAL).exists():
         raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)")
-    return config, Session(configuration.build(config, only_measure), folder, split)
+    return config, Session(configuration.build(config, only_measure), folder, split, shared(tiles))
 
 
 def trusted(folder: Path, trust_env: bool) -> Config:
@@ -153,6 +161,11 @@ def trusted(folder: Path, trust_env: bool) -> Config:
             + "; if you trust it with that, add --trust-env"
         )
     return config
+
+
+def shared(tiles: Path | None) -> Shared | None:
+    """The finished tiles in a folder that runs share, of those that were made with what is installed now."""
+    return None if tiles is None else Shared(tiles / digest({name: version_of(name) for name in EXACT})[:16])
 
 
 def candidate(lineage: Lineage, name: str) -> Candidate:

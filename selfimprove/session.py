@@ -19,7 +19,7 @@ from selfimprove.hooks import calls
 from selfimprove.journal import Journal
 from selfimprove.ledger import Ledger
 from selfimprove.loop import improve
-from selfimprove.models import Engine, Models
+from selfimprove.models import Engine, Models, Shared
 from selfimprove.records import Candidate, Lineage
 from selfimprove.retention import Retention
 from selfimprove.run import Run
@@ -50,11 +50,12 @@ class Session:
         parts: the plugins and services.
         folder: the run folder; made where it is missing. A folder that holds a journal is continued.
         evaluation_split: ``test`` only in a process that measures and does not train.
+        shared: finished tiles of other runs. What is computed about sealed questions is neither looked for there nor left there.
 
     Raises: AdmissionError, StorageError, and ResumeError where the folder belongs to another model or task.
     """
 
-    def __init__(self, parts: Parts, folder: Path, evaluation_split: Split = "validation") -> None:
+    def __init__(self, parts: Parts, folder: Path, evaluation_split: Split = "validation", shared: Shared | None = None) -> None:
         observers = [Journal(), parts.retention, *parts.observers]
         self.manager = plugins.admit(parts.roles, observers, parts.middleware)
         plugins.check_scores(parts.roles, observers)
@@ -68,7 +69,8 @@ class Session:
         self.folder = folder
         self.hook = calls(self.manager)
         ledger = Ledger()
-        models = Models(parts.engine, folder, ledger)
+        sealed = evaluation_split == "test" or getattr(parts.task, "transductive", False)
+        models = Models(parts.engine, folder, ledger, None if sealed else shared)
         self.run = Run(
             folder=folder,
             seed=parts.seed,

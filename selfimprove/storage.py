@@ -31,6 +31,22 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise storage_error(path, e) from e
 
 
+def place(source: Path, target: Path) -> None:
+    """Give a finished file a second name: a link, or a copy where the file system has none. A target that is there stays.
+
+    Raises: FileNotFoundError, where there is no source; StorageError.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        write_bytes(target, source.read_bytes())
+
+
 _TEMPORARY = ".tmp"
 
 

@@ -100,7 +100,7 @@ def test_relative_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_p
         ([TOY, "editor.edit=3"], "did you mean edits?"),
         ([TOY, "guard.rounds.most=3"], "guard.rounds has rounds"),
         ([TOY, "+nothing.at.all=3"], "there is no 'nothing'"),
-        ([TOY, "middleware=[mine]"], "installed: forgetting, shuffled_edits, truth"),
+        ([TOY, "middleware=[mine]"], "installed: forgetting, shuffled_edits, shuffled_rewards, truth"),
         ([TOY, "seed=0,1"], "add -m"),
         ([TOY, "seed=much"], "seed wants a whole number"),
         ([TOY, "seed=-1"], "seed wants a whole number"),

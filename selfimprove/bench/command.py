@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from selfimprove.bench import cells
+from selfimprove import config as configuration
+from selfimprove.bench import cells, launching
 from selfimprove.bench.live import Board
-from selfimprove.bench.matrix import matrix
+from selfimprove.bench.matrix import AT_EQUAL_COST, matrix
 from selfimprove.bench.opening import FAILURES, unmeasured
 from selfimprove.bench.report import write
 from selfimprove.bench.result import result
@@ -23,7 +26,7 @@ from selfimprove.errors import ConfigError, UserError
 from selfimprove.report.safe import safe
 from selfimprove.storage import write_json
 
-RESULT, CELLS = "result.json", "cells.json"
+RESULT, CELLS, TILES = "result.json", "cells.json", "tiles"
 
 
 def bench(
@@ -33,6 +36,7 @@ def bench(
     *,
     jobs: int = 1,
     launch: str = "",
+    launcher: str = "",
     hours: float | None = None,
     open_anyway: bool = False,
     trust_env: bool = False,
@@ -44,6 +48,7 @@ def bench(
         out: the folder; ``runs/bench/<suite>`` where it is None. A folder that holds cells of the same configuration is gone on with.
         jobs: cells at a time.
         launch: what to put before the command of a cell.
+        launcher: the Hydra launcher that runs the cells instead, and its settings: ``submitit_slurm partition=gpu``.
         hours: start no more cells after so long.
         open_anyway: open the test although some cells failed.
 
@@ -51,17 +56,28 @@ def bench(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs wants at least 1; got {jobs}")
+    _words("--launch", launch)
+    chosen = configuration.launcher(named) if (named := _words("--launcher", launcher)) else []
+    if chosen and (jobs > 1 or launch):
+        raise ConfigError("a launcher says itself where and how many at a time (--launcher 'joblib n_jobs=2'); leave out --jobs and --launch")
     suite = suite_of(words)
     made = matrix(suite)
     folder = out or Path("runs", "bench", suite.name)
     states = cells.states(made.cells, folder)
     board = Board(suite, made, console)
+    how = cells.How(launch, trust_env, folder / TILES)
+    seconds = None if hours is None else hours * 3600
     with board.shown():
-        cells.run(states, jobs, launch, trust_env, None if hours is None else hours * 3600, board.tell)
+        if chosen:
+            launching.run(states, folder, chosen, how, seconds, board.tell)
+        else:
+            cells.run(states, jobs, how, seconds, board.tell)
     keys = {s.cell.key: s.state for s in states}
     write_json(folder / CELLS, keys)
     failed = [s for s in states if s.state == cells.FAILED]
     left = [s for s in states if s.state == cells.WAITING]
+    if not left and not failed:
+        shutil.rmtree(folder / TILES, ignore_errors=True)  # it saved time, and nobody needs it any more
     if not left and (open_anyway or not failed) and unmeasured(folder, keys):
         flags = ["--trust-env"] if trust_env else []
         with open(folder / "test.log", "ab") as log:
@@ -90,7 +106,16 @@ def listed(words: Sequence[str]) -> Iterator[str]:
         yield f"{cell.task}/{cell.arm} seed {cell.seed}: selfimprove run {shlex.join(cell.overrides)}"
     for what, why in made.left_out.items():
         yield f"left out: {what}, because {why}"
-    yield f"{len(made.cells)} cells of {len(made.arms)} arms; nothing was started"
+    # Small beside it: what a last round spends beyond the budget, and the untouched model's few samples elsewhere.
+    most = math.fsum(suite.budgets[a.task] * len(a.cells) for a in made.arms if a.trained or a.kind in AT_EQUAL_COST)
+    yield f"{len(made.cells)} cells of {len(made.arms)} arms; about {most:.2g} {suite.unit} in all, the sealed test aside; nothing was started"
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise ConfigError(f"{option} {text!r} is no command line ({e}); quote it as a shell would want it") from e
 
 
 def _failures(folder: Path) -> dict[str, str]:

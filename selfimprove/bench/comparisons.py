@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfimprove.bench import inference
-from selfimprove.bench.inference import ALPHA, POWER, Difference
+from selfimprove.bench.inference import ALPHA, POWER, Difference, Grades
 from selfimprove.bench.suite import Suite
 from selfimprove.errors import ConfigError
 
 
 def comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every strategy against the null arms that are its own and against the other strategies, corrected for their number."""
-    names = list(dict.fromkeys(a["name"] for a in arms))
-    rows = {n: [a for a in arms if a["name"] == n] for n in names}
-    strategies = [n for n in names if rows[n][0]["kind"] == "strategy"]
-    pairs = [(a, b) for a in strategies for b in names if b not in strategies[: strategies.index(a) + 1] and _meet(rows[a], rows[b])]
+    """Every strategy against the null arms that are its own and against the other strategies, corrected for their number.
+
+    Tasks with the same budget are compared together, others apart: a comparison is at one cost.
+    """
     found: list[dict[str, Any]] = []
-    measured: list[tuple[dict[str, Any], Difference]] = []
-    for one, other in pairs:
-        entry: dict[str, Any] = {"one": one, "other": other, "kind": rows[other][0]["kind"]}
+    measured: list[tuple[dict[str, Any], Difference, Grades, Grades]] = []
+    for one, other in _pairs(suite, arms):
+        common = [a["task"] for a in one if a["task"] in {b["task"] for b in other}]
+        entry: dict[str, Any] = {"one": one[0]["name"], "other": other[0]["name"], "kind": other[0]["kind"], "tasks": common}
         found.append(entry)
-        if reason := _invalid(suite, rows[one], rows[other]):
+        if reason := _invalid(suite, one, other):
             entry |= {"verdict": "invalid", "reason": reason}
             continue
         try:
-            difference = inference.difference(_grades(rows[one]), _grades(rows[other]))
+            grades = _grades(one), _grades(other)
+            measured.append((entry, inference.difference(*grades), *grades))
         except ConfigError as e:
             entry |= {"verdict": "missing", "reason": str(e)}
-            continue
-        measured.append((entry, difference))
-    corrected = inference.holm([d.p for _, d in measured])
-    for (entry, d), p in zip(measured, corrected, strict=True):
+    corrected = inference.holm([d.p for _, d, _, _ in measured])
+    for (entry, d, mine, theirs), p in zip(measured, corrected, strict=True):
         alpha = ALPHA / len(measured)
         chance = inference.power(suite.effect, d, alpha=alpha)
         entry |= {
@@ -45,7 +44,7 @@ def comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[st
             "seeds": d.seeds,
             "items": d.items,
             "by_seed": list(d.by_seed),
-            "probability_of_improvement": inference.probability_of_improvement(_grades(rows[entry["one"]]), _grades(rows[entry["other"]])),
+            "probability_of_improvement": inference.probability_of_improvement(mine, theirs),
             "power": chance,
             "more_seeds": None,
             "item_error": math.sqrt(d.item_variance),
@@ -54,6 +53,18 @@ def comparisons(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> list[dict[st
         if entry["verdict"] == "underpowered":
             entry["more_seeds"] = inference.more_seeds(suite.effect, d, alpha=alpha)
     return found
+
+
+def _pairs(suite: Suite, arms: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]]:
+    """The rows of two arms on tasks that have one budget, for every comparison."""
+    for amount in dict.fromkeys(suite.budgets.values()):
+        rows: dict[str, list[Mapping[str, Any]]] = {}
+        for a in arms:
+            if suite.budgets[a["task"]] == amount:
+                rows.setdefault(a["name"], []).append(a)
+        strategies = [n for n, r in rows.items() if r[0]["kind"] == "strategy"]
+        for number, one in enumerate(strategies, 1):
+            yield from ((rows[one], rows[other]) for other in rows if other not in strategies[:number] and _meet(rows[one], rows[other]))
 
 
 def _verdict(d: Difference, p: float, chance: float, effect: float) -> str:

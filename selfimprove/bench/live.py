@@ -53,7 +53,7 @@ class Board:
         known = {s.cell.key: s for s in states}
         unit = self.suite.unit
         table = Table(title=f"{self.suite.name}: {sum(s.state == DONE for s in states)} of {len(states)} cells are done", title_justify="left")
-        for heading in ("task", "arm", "seeds", f"{unit} of {self.suite.budget[unit]:.3g}", "rounds", "best validation"):
+        for heading in ("task", "arm", "seeds", unit, "rounds", "best validation"):
             table.add_column(heading, justify="left" if heading in ("task", "arm", "seeds") else "right")
         for arm in self.matrix.arms:
             table.add_row(*self._row(arm, [known[c.key] for c in arm.cells], unit))
@@ -80,7 +80,7 @@ class Board:
             Text(arm.task),
             Text(arm.name),
             marks,
-            f"{sum(spent) / len(spent):.3g}" if spent else "",
+            f"{sum(spent) / len(spent):.3g} of {self.suite.budgets[arm.task]:.3g}" if spent else "",
             f"{sum(rounds) / len(rounds):.1f}" if rounds else "",
             "" if mean is None else f"{mean:.3f}",
         ]

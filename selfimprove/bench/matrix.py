@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from selfimprove.runfolder import flat
 
 SAME = ("task", "grader", "model", "engine")
 """Groups that all arms of a task have in common: the null arms take them from its first strategy."""
+AT_EQUAL_COST = ("majority", "best_of_n")
+"""Untrained null arms that take as many samples as the budget pays for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def matrix(suite: Suite) -> Matrix:
         same = [f"{g}={name}" for g in SAME if own and (name := rows[0].configuration["choices"].get(g))]
         for null in suite.nulls if own else ():
             if null in UNTRAINED:
-                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, null), *task.untouched), ()))
+                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, task, null), *task.untouched), ()))
             elif null == "supervised" and task.supervised is not None:
                 rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *task.supervised), ()))
         _check_same(suite, rows)
@@ -90,6 +93,7 @@ def matrix(suite: Suite) -> Matrix:
             for row in merged:
                 row.differs = _differences(bases[task.name], _described(row))
         arms += merged
+    _name(arms)
     if not any(a.cells for a in arms):
         raise ConfigError(f"suite {suite.name} has no cell; give it arms, tasks and seeds")
     return Matrix(tuple(arms), left_out, bases)
@@ -103,7 +107,7 @@ def _nulls_of(suite: Suite, task: TaskEntry, arm: ArmEntry, left_out: dict[str, 
     if "random_edits" in suite.nulls:
         composed = _composed(suite, task, arm.name, _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True))
         if reason := _not_shuffled(composed):
-            left_out[f"{task.name}/random_edits of {arm.name}"] = reason
+            left_out[f"{task.name}/random_edits ({arm.name})"] = reason
         else:
             wrappers = [*composed.choices["middleware"], "shuffled_edits"]
             rows.append(_arm(suite, task, "random_edits", "random_edits", (*arm.overrides, f"middleware=[{','.join(wrappers)}]"), (arm.name,)))
@@ -119,8 +123,8 @@ def _not_shuffled(composed: Config) -> str | None:
     return f"its edits are {', '.join(p.__name__ for p in produced)}, which hold no text to exchange"
 
 
-def _untouched(suite: Suite, method: str) -> tuple[str, ...]:
-    costs = (f"evaluator.budget.{suite.unit}={suite.budget[suite.unit]!r}",) if method in ("majority", "best_of_n") else ()
+def _untouched(suite: Suite, task: TaskEntry, method: str) -> tuple[str, ...]:
+    costs = (f"evaluator.budget.{suite.unit}={suite.budgets[task.name]!r}",) if method in AT_EQUAL_COST else ()
     return ("strategy=untouched", f"evaluator.method={method}", *costs)
 
 
@@ -128,7 +132,7 @@ def _arm(suite: Suite, task: TaskEntry, name: str, kind: str, overrides: Sequenc
     row = Arm(name, task.name, kind, of)
     for seed in suite.seeds:
         words = _overrides(suite, task, overrides, seed, trained=kind not in UNTRAINED)
-        composed = _composed(suite, task, name, words)
+        composed = _composed(suite, task, name, words, admit=not row.cells)
         row.configuration = row.configuration or composed.recorded
         row.cells.append(Cell(name, task.name, seed, tuple(words), cell_key(composed)))
     return row
@@ -147,7 +151,7 @@ def _overrides(suite: Suite, task: TaskEntry, arm: Sequence[str], seed: int, tra
     if trained:  # the budget stops an arm and nothing else does, unless the arm names guards of its own
         [own] = [o.value() for o in configuration.parse([keyed["guard"]])] if "guard" in keyed else [[]]
         guards = [str(g) for g in dict.fromkeys((*(own if isinstance(own, list) else [own]), "budget", "rounds"))]
-        keyed[f"guard.budget.{suite.unit}"] = f"guard.budget.{suite.unit}={suite.budget[suite.unit]!r}"
+        keyed[f"guard.budget.{suite.unit}"] = f"guard.budget.{suite.unit}={suite.budgets[task.name]!r}"
     keyed["guard"] = f"guard=[{','.join(guards)}]"
     keyed.setdefault("guard.rounds.rounds", f"guard.rounds.rounds={suite.rounds if trained else 1}")
     keyed.setdefault("observer", "observer=[]")
@@ -155,10 +159,12 @@ def _overrides(suite: Suite, task: TaskEntry, arm: Sequence[str], seed: int, tra
     return list(keyed.values())
 
 
-def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str]) -> Config:
+def _composed(suite: Suite, task: TaskEntry, arm: str, words: Sequence[str], admit: bool = False) -> Config:
     try:
         composed = configuration.anchored(configuration.compose(words))
         configuration.check(composed)
+        if admit:
+            configuration.admit(composed)
     except ConfigError as e:
         raise ConfigError(f"suite {suite.name}, arm {arm} on task {task.name}: {e}") from e
     return composed
@@ -171,12 +177,12 @@ def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
             if different := _differences(flat(rows[0].configuration[group], group), flat(row.configuration[group], group)):
                 raise ConfigError(
                     f"suite {suite.name}, task {row.task}: the arms {rows[0].name} and {row.name} differ in {', '.join(different)}, so they "
-                    f"cannot be compared; say it once, in tasks.{row.task}.overrides"
+                    f"cannot be compared; say it once, in tasks.{row.task}.overrides, or with base=[{group}=NAME] on the command line"
                 )
 
 
 def _merged(rows: Sequence[Arm]) -> list[Arm]:
-    """The rows with equal cells once; a null arm that several strategies share is named after all of them."""
+    """The rows with equal cells once; a null arm that several strategies share is that of all of them."""
     found: dict[tuple[str, ...], Arm] = {}
     for row in rows:
         keys = tuple(c.key for c in row.cells)
@@ -184,11 +190,17 @@ def _merged(rows: Sequence[Arm]) -> list[Arm]:
             found[keys] = row
         elif row.kind != "strategy":
             found[keys].of = tuple(dict.fromkeys((*found[keys].of, *row.of)))
-    several = {k for k in NULLS if sum(a.kind == k for a in found.values()) > 1}
-    for row in found.values():
-        if row.kind in several:
-            row.name = f"{row.kind} of {' and '.join(row.of)}"
     return list(found.values())
+
+
+def _name(arms: Sequence[Arm]) -> None:
+    """Name null arms of one kind after their strategies, where a suite has several that differ in these."""
+    for kind in NULLS:
+        rows = [a for a in arms if a.kind == kind]
+        if len({a.of for a in rows}) > 1:
+            for row in rows:
+                row.name = f"{kind} ({', '.join(row.of)})"
+                row.cells = [dataclasses.replace(c, arm=row.name) for c in row.cells]
 
 
 def _described(row: Arm) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from selfimprove.bench import charts
+from selfimprove.bench import charts, trees
 from selfimprove.bench.verdicts import cautions, sentence, sentences, short, summaries
 from selfimprove.storage import write_bytes
 
@@ -26,15 +26,18 @@ def write(result: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The report as Markdown: verdicts, cautions, the table."""
+    """The report as Markdown: verdicts, cautions, the arms, the comparisons."""
     lines = [f"# {result['suite']}", "", str(result["about"]), "", *(f"- {s}" for s in sentences(result)), ""]
     lines += [*(f"- {s}" for s in cautions(result)), "", *table(result), ""]
+    rows = comparisons(result)
+    if rows:
+        lines += [f"| {' | '.join(COMPARED)} |", f"|{'---|' * len(COMPARED)}", *(f"| {' | '.join(r)} |" for r in rows), ""]
     return "\n".join(lines)
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The arms as a Markdown table, by task."""
-    [unit] = result["budget"]
+    unit = result["unit"]
     yield f"| task | arm | sealed test | pass@k | {unit} | seeds |"
     yield "|---|---|---|---|---|---|"
     for a in result["arms"]:
@@ -46,29 +49,52 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {a['task']} | {short(a['name'])} | {score} | {passed} | {spent} | {done} |"
 
 
+COMPARED = ("comparison", "task", "difference", "95 % interval", "corrected p", "probability of improvement", "power", "verdict")
+"""The columns of `comparisons`."""
+
+
+def comparisons(result: Mapping[str, Any]) -> list[list[str]]:
+    """Every comparison as a row of texts. The power is that of finding the difference that matters."""
+    rows = []
+    for c in result["comparisons"]:
+        row = [f"{short(c['one'])} − {short(c['other'])}", ", ".join(c["tasks"])]
+        if "difference" in c:
+            row += [f"{c['difference']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}", f"{c['p_holm']:.2g}"]
+            row += [f"{c['probability_of_improvement']:.2f}", f"{c['power']:.2f}"]
+            verdict = c["verdict"] + (f", about {c['more_seeds']} more seeds" if c["more_seeds"] else "")
+        else:
+            row += ["–"] * 5
+            verdict = c["verdict"]
+        rows.append([*row, verdict])
+    return rows
+
+
 def html(result: Mapping[str, Any]) -> str:
     """The report as one HTML page. What models wrote and files say is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
     arms = result["arms"]
-    [unit] = result["budget"]
+    unit = result["unit"]
     costs = [(_title(result, a), _by_stage(a, unit)) for a in arms if a["trained"]]
     return template.render(
         r=result,
         unit=unit,
-        several=len({a["task"] for a in arms}) > 1,
+        several=len(result["budgets"]) > 1,
+        spends=_spends(result),
         summaries=list(summaries(result)),
-        verdicts=[(c["verdict"].replace(" ", "-"), sentence(c, result["effect"])) for c in result["comparisons"]],
+        verdicts=[(c["verdict"].replace(" ", "-"), sentence(c, result)) for c in result["comparisons"]],
         cautions=list(cautions(result)),
         forest=_forest(result),
+        compared=COMPARED,
+        comparisons=[(c["verdict"].replace(" ", "-"), row) for c, row in zip(result["comparisons"], comparisons(result), strict=True)],
         passes=_passes(arms),
         curves=[(t, _curves(result, t, unit)) for t in dict.fromkeys(a["task"] for a in arms)],
         stages=list(dict.fromkeys(s for _, by in costs for s in by)),
         costs=costs,
         most=max((math.fsum(by.values()) for _, by in costs), default=0.0) or 1.0,
         truths=[(_title(result, a), chart) for a in arms if (chart := _truth(a))],
-        edited=[(_title(result, a), edits) for a in arms if (edits := next((c["edits"] for c in a["cells"] if c["edits"]), None))],
-        lineages=[(_title(result, a), c["seed"], c["lineage"]) for a in arms if a["kind"] == "strategy" for c in a["cells"] if len(c["lineage"]) > 1],
+        edited=[(_title(result, a), edits) for a in arms if (edits := _edits(a))],
+        lineages=[(t, *drawn) for t in result["budgets"] if (drawn := _lineages(result, t))],
         first={a["task"]: short(a["name"]) for a in reversed(arms)},
         short=short,
         number=_number,
@@ -76,8 +102,51 @@ def html(result: Mapping[str, Any]) -> str:
 
 
 def _title(result: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
-    several = len({a["task"] for a in result["arms"]}) > 1
+    several = len(result["budgets"]) > 1
     return short(arm["name"]) + (f" on {arm['task']}" if several else "")
+
+
+def _spends(result: Mapping[str, Any]) -> str:
+    """What every trained arm spends."""
+    budgets, unit = result["budgets"], result["unit"]
+    if len(set(budgets.values())) == 1:
+        return f"{next(iter(budgets.values())):.3g} {unit}"
+    return ", ".join(f"{amount:.3g} {unit} on {task}" for task, amount in budgets.items())
+
+
+def _edits(arm: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The best and the worst edit of an arm, over all seeds."""
+    found = [{**e, "seed": c["seed"]} for c in arm["cells"] for e in c["edits"] if e["reward"] is not None]
+    if not found:
+        return []
+    ranked = sorted(found, key=lambda e: float(e["reward"]))
+    return [{**ranked[-1], "which": "best"}, {**ranked[0], "which": "worst"}]
+
+
+def _lineages(result: Mapping[str, Any], task: str) -> tuple[str, list[tuple[Mapping[str, Any], list[tuple[str, str]]]]] | None:
+    """What the colours mean, and for each trained arm of a task the caption and tree of every seed, the best first; None without any."""
+    arms = [(a, cells) for a in result["arms"] if a["task"] == task and (cells := [c for c in a["cells"] if len(c["lineage"]) > 1])]
+    if not arms:
+        return None
+    scores = [s for _, cells in arms for c in cells for s in trees.scores(c["lineage"])]
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    drawn = []
+    for arm, cells in arms:
+        ordered = sorted(cells, key=lambda c: max(trees.scores(c["lineage"]), default=-math.inf), reverse=True)
+        drawn.append((arm, [(_kin(c), trees.tree(c["lineage"], low, high)) for c in ordered]))
+    return trees.legend(low, high), drawn
+
+
+def _kin(cell: Mapping[str, Any]) -> str:
+    """The caption of a tree."""
+    members, scores = cell["lineage"], trees.scores(cell["lineage"])
+    said = f"seed {cell['seed']}: {cell['candidates']} candidates"
+    if cell["candidates"] > len(members):
+        said += f", the first {len(members)} drawn"
+    if not scores:
+        return f"{said}, none with a score"
+    root = "" if members[0][2] is None else f", the root {members[0][2]:.3f}"
+    return f"{said}; the best (ringed) has {max(scores):.3f} on validation{root}"
 
 
 def _passes(arms: Sequence[Mapping[str, Any]]) -> list[str]:

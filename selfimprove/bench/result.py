@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.opening import openings
 from selfimprove.bench.suite import Suite
+from selfimprove.bench.verdicts import WAITS
 from selfimprove.discovery import sources, version_of
 from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
-SCHEMA = 1
+SCHEMA = 2
 EDIT = 600
 """Characters of an edit that are shown."""
+MEMBERS = 200
+"""Candidates of a lineage that are drawn, the oldest."""
 
 
 def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, test_failures: Mapping[str, str]) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
     arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
     found = comparisons(suite, arms)
     opened = openings(out)
-    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or "not run yet"} for s in states if s.state != DONE]
+    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or WAITS} for s in states if s.state != DONE]
     failures += [
         {"task": known[k].cell.task, "arm": known[k].cell.arm, "seed": known[k].cell.seed, "reason": f"its test: {reason}"}
         for k, reason in test_failures.items()
@@ -45,7 +49,8 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
         "suite": suite.name,
         "about": suite.about,
         "seeds": list(suite.seeds),
-        "budget": dict(suite.budget),
+        "unit": suite.unit,
+        "budgets": dict(suite.budgets),
         "effect": suite.effect,
         "tolerance": suite.tolerance,
         "arms": arms,
@@ -106,6 +111,7 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         "curve": [],
         "rounds": [],
         "edits": [],
+        "candidates": 0,
         "lineage": [],
     }
     if state.state != DONE:
@@ -122,7 +128,8 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
         ranked = sorted(((_mean(scored(e)), edit) for _, edit, e in run.edits() if scored(e)), key=lambda pair: pair[0] or 0.0)
         for name, (reward, edit) in (("best", ranked[-1]), ("worst", ranked[0])) if ranked else ():
             found["edits"].append({"which": name, "reward": reward, "text": described(edit)[:EDIT]})
-    found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in run.lineage][:200]
+    found["candidates"] = run.lineage.size
+    found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in islice(run.lineage, MEMBERS)]
     try:
         test = sealed.recorded(state.folder)
     except SelfImproveError:

@@ -32,6 +32,8 @@ class TaskEntry:
     """More overrides for the arms of the untouched model, such as how it is asked."""
     supervised: tuple[str, ...] | None = ()
     """More overrides for the supervised arm; None leaves it out."""
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """What every trained arm spends on this task, where that is not the suite's budget."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ class Suite:
     tasks: tuple[TaskEntry, ...]
     arms: tuple[ArmEntry, ...]
     seeds: tuple[int, ...]
-    budget: Mapping[str, float]
-    """The amount that every trained arm spends, in one unit of the ledger."""
+    unit: str
+    """The unit of the ledger that the budgets are in: one, because a report has one axis of cost."""
+    budgets: Mapping[str, float]
+    """What every trained arm spends on a task, by task."""
     about: str = ""
     base: tuple[str, ...] = ()
     """Overrides of every cell."""
@@ -69,13 +73,11 @@ class Suite:
     written: Mapping[str, Any] = field(default_factory=dict)
     """As it was given."""
 
-    @property
-    def unit(self) -> str:
-        return next(iter(self.budget))
-
 
 def suite_of(words: Sequence[str]) -> Suite:
     """The suite that these words ask for: ``suite=NAME``, or ``arms=[a,b] task=NAME``; other keys replace what its file says.
+
+    ``budget.UNIT=AMOUNT`` is that of every task, also of those that the file gives a budget of their own.
 
     Raises: ConfigError.
     """
@@ -104,6 +106,8 @@ def suite_of(words: Sequence[str]) -> Suite:
         name, written = _read(str(name))
     if "task" in given:
         given["tasks"] = [given.pop("task")]
+    if "budget" in given and isinstance(tasks := written.get("tasks"), Mapping):
+        written["tasks"] = {n: {k: v for k, v in t.items() if k != "budget"} if isinstance(t, Mapping) else t for n, t in tasks.items()}
     return checked(str(name), {**written, **given})
 
 
@@ -131,12 +135,14 @@ def checked(name: str, values: Mapping[str, Any]) -> Suite:
     nulls = tuple(NULLS if values.get("nulls", "auto") == "auto" else _texts(f"suite {name}: nulls", values["nulls"]))
     if strange := [n for n in nulls if n not in NULLS]:
         raise ConfigError(f"suite {name}: there is no null arm {strange[0]!r}{nearest(strange[0], NULLS)} (there are {', '.join(NULLS)})")
+    unit, budgets = _budgets(name, tasks, values.get("budget"))
     return Suite(
         name=name,
         tasks=tasks,
         arms=arms,
         seeds=_seeds(name, values.get("seeds", 5)),
-        budget=_budget(name, values.get("budget")),
+        unit=unit,
+        budgets=budgets,
         about=str(values.get("about", "")),
         base=_texts(f"suite {name}: base", values.get("base", [])),
         nulls=nulls,
@@ -176,13 +182,14 @@ def _entries(suite: str, key: str, values: Mapping[str, Any], group: str) -> dic
 
 def _task(suite: str, name: str, value: Any) -> TaskEntry:
     at = f"suite {suite}: tasks.{name}"
-    fields = _fields(at, value, ("overrides", "untouched", "supervised"))
+    fields = _fields(at, value, ("overrides", "untouched", "supervised", "budget"))
     supervised = fields.get("supervised", [])
     return TaskEntry(
         name,
         _texts(f"{at}.overrides", fields.get("overrides", [])),
         _texts(f"{at}.untouched", fields.get("untouched", [])),
         None if supervised is False else _texts(f"{at}.supervised", supervised),
+        _budget(at, fields["budget"]) if "budget" in fields else {},
     )
 
 
@@ -219,13 +226,25 @@ def _seeds(suite: str, value: Any) -> tuple[int, ...]:
     raise ConfigError(f"suite {suite}: seeds wants a number of seeds, or a list of them; got {value!r}")
 
 
-def _budget(suite: str, value: Any) -> dict[str, float]:
+def _budgets(suite: str, tasks: Sequence[TaskEntry], value: Any) -> tuple[str, dict[str, float]]:
+    """The unit of a suite, and the amount of every task: its own budget, or the suite's."""
+    own = {t.name: t.budget for t in tasks}
+    if value is not None or not all(own.values()):
+        whole = _budget(f"suite {suite}", value)
+        own = {name: budget or whole for name, budget in own.items()}
+    units = {name: next(iter(budget)) for name, budget in own.items()}
+    if len(set(units.values())) > 1:
+        raise ConfigError(f"suite {suite}: budgets want one unit, since a report has one axis of cost; got {units}")
+    return next(iter(units.values())), {name: next(iter(budget.values())) for name, budget in own.items()}
+
+
+def _budget(at: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in UNITS:
-        raise ConfigError(f"suite {suite}: budget wants one amount, such as budget.flops=1e15 (units: {', '.join(UNITS)}); got {value!r}")
+        raise ConfigError(f"{at}: budget wants one amount, such as budget.flops=1e15 (units: {', '.join(UNITS)}); got {value!r}")
     [(unit, amount)] = value.items()
-    found = _number(f"suite {suite}: budget.{unit}", amount)
+    found = _number(f"{at}: budget.{unit}", amount)
     if found <= 0:
-        raise ConfigError(f"suite {suite}: budget.{unit} wants more than 0; got {amount!r}")
+        raise ConfigError(f"{at}: budget.{unit} wants more than 0; got {amount!r}")
     return {unit: found}
 
 

@@ -14,6 +14,8 @@ DECODED = {
 }
 
 
+WAITS = "not run yet"
+"""The reason of a cell that has not been run."""
 SHORT = {
     "greedy": "untouched, greedy",
     "best_temperature": "untouched, best temperature",
@@ -37,25 +39,28 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
     """One sentence about each strategy, then one about each comparison."""
     yield from summaries(result)
     for c in result["comparisons"]:
-        yield sentence(c, result["effect"])
+        yield sentence(c, result)
 
 
 def summaries(result: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence about each strategy and its null arms."""
-    for strategy in dict.fromkeys(c["one"] for c in result["comparisons"]):
-        yield summary(strategy, [c for c in result["comparisons"] if c["one"] == strategy and c["kind"] not in ("strategy", "supervised")])
+    """One sentence about each strategy and its null arms, at each budget."""
+    several = len(result["budgets"]) > 1
+    for strategy, tasks in dict.fromkeys((c["one"], tuple(c["tasks"])) for c in result["comparisons"]):
+        own = [c for c in result["comparisons"] if (c["one"], tuple(c["tasks"])) == (strategy, tasks)]
+        nulls = [c for c in own if c["kind"] not in ("strategy", "supervised")]
+        yield (f"On {_and(tasks)}, " if several else "") + summary(strategy, nulls)
 
 
 def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
     """Whether a strategy beats all of its null arms."""
     if not nulls:
-        return f"{strategy} was compared with no null arm."
+        return f"{called(strategy)} was compared with no null arm."
     kinds: dict[str, list[str]] = {}
     for c in nulls:
         verdict = c["verdict"] if c["verdict"] in ("better", "worse", "invalid", "missing") else "open"
         kinds.setdefault(verdict, []).append(called(c["other"]))
     if list(kinds) == ["better"]:
-        return f"{strategy} is better than every null arm: {_and(kinds['better'])}."
+        return f"{called(strategy)} is better than every null arm: {_and(kinds['better'])}."
     said = {
         "better": "is better than {}",
         "worse": "is worse than {}",
@@ -70,9 +75,11 @@ def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def sentence(c: Mapping[str, Any], effect: float) -> str:
-    """What one comparison says."""
-    one, other = called(c["one"]), called(c["other"])
+def sentence(c: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What one comparison of a result says."""
+    one, other, effect = called(c["one"]), called(c["other"]), result["effect"]
+    if len(result["budgets"]) > 1:
+        one = f"On {_and(c['tasks'])}, {one}"
     if c["verdict"] == "invalid":
         return f"{one} against {other}: invalid, because {c['reason']}."
     if c["verdict"] == "missing":
@@ -114,7 +121,11 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
     for a in result["arms"]:
         if a.get("transductive"):
             yield f"TRANSDUCTIVE: {short(a['name'])} trained on the sealed questions of {a['task']}, without their answers; others never saw them."
+    if waiting := [f for f in result["failures"] if f["reason"] == WAITS]:
+        yield f"UNFINISHED: {len(waiting)} cell{'s have' if len(waiting) > 1 else ' has'} not been run yet."
     for f in result["failures"]:
+        if f["reason"] == WAITS:
+            continue
         yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
     for what, why in result["left_out"].items():
         yield f"Left out: {what}, because {why}."

@@ -20,6 +20,7 @@ from selfimprove.models.api import (
 )
 from selfimprove.models.layer import Engine, Models, optimizer_of
 from selfimprove.models.recipes import Adopt, Ascent, Evolve, Mix, Perturb, Recipe
+from selfimprove.models.shared import Shared
 
 __all__ = [
     "Adopt",
@@ -44,6 +45,7 @@ __all__ = [
     "Reinforced",
     "Sample",
     "Score",
+    "Shared",
     "Train",
     "Trained",
     "optimizer_of",

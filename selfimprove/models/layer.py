@@ -42,6 +42,7 @@ from selfimprove.models.api import (
     Trained,
 )
 from selfimprove.models.recipes import Adopt, Evolve, Mix, Perturb, Recipe
+from selfimprove.models.shared import Shared, tile_path
 from selfimprove.records import Part
 from selfimprove.storage import append_line, read_lines, write_bytes, write_json
 
@@ -132,12 +133,14 @@ class Models:
         engine: what computes.
         folder: where tiles and the index of parts are kept.
         ledger: what is charged. Charges do not depend on whether a tile was cached.
+        shared: tiles of other runs, where this run may find and leave some.
     """
 
-    def __init__(self, engine: Engine, folder: Path, ledger: Ledger) -> None:
+    def __init__(self, engine: Engine, folder: Path, ledger: Ledger, shared: Shared | None = None) -> None:
         self.engine = engine
         self.folder = folder
         self.ledger = ledger
+        self.shared = shared
         self.notify: Callable[[int, int], None] = lambda done, total: None
         self._made: dict[str, tuple[str, int]] = {}  # digest of a policy or an optimizer -> (train tile, row)
         self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
@@ -402,13 +405,16 @@ class Models:
             tile = [requests[i] for i in positions]
             name = digest(call, self.engine.key, [dataclasses.asdict(r) for r in tile])
             path = self._path(name, "json")
-            if not path.exists():
+            if not path.exists() and not self._taken(call, name):
                 trains = call in TRAINING
                 rows, charges = compute(name, tile) if trains else compute(tile, self)
                 stored = {"call": call, "charges": charges, "results": [dataclasses.asdict(r) for r in rows]}
                 if trains:
                     stored["requests"] = [dataclasses.asdict(r) for r in tile]
                 write_json(path, stored)
+                # Weights are large: those that runs have in common are the untouched model's inner loops.
+                if self.shared is not None and (not trains or (call == "train" and all(r.policy == self.root for r in tile))):
+                    self.shared.give(name, self.folder, weights=trains)
             rows, charges = self._finished(path, result, len(tile))
             if call in TRAINING:
                 self._define(name, [r.policy.digest for r in rows])
@@ -418,6 +424,14 @@ class Models:
             done += len(positions)
             self.notify(done, len(requests))
         return results
+
+    def _taken(self, call: str, name: str) -> bool:
+        """Whether another run has shared a tile, which is now this run's."""
+        if self.shared is None or not self.shared.take(name, self.folder, weights=call in TRAINING):
+            return False
+        if call in TRAINING:
+            self._fresh.append(name)
+        return True
 
     def _finished(self, path: Path, result: type[Any], count: int) -> tuple[list[Any], dict[str, float]]:
         """The results and charges of a tile that is on disk. Raises: StorageError."""
@@ -495,7 +509,7 @@ class Models:
         return self._trained[tile]
 
     def _path(self, tile: str, suffix: str) -> Path:
-        return self.folder / "tiles" / tile[:2] / f"{tile}.{suffix}"
+        return tile_path(self.folder, tile, suffix)
 
     def _read(self, path: Path, remedy: str = "") -> dict[str, Any]:
         try:

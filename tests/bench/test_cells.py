@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selfimprove.bench.cells import DONE, FAILED, WAITING, State, run, states
+from selfimprove.bench.cells import DONE, FAILED, WAITING, How, State, command, run, states
 from selfimprove.bench.matrix import Cell
 from selfimprove.bench.opening import openings
 from selfimprove.cli import main
@@ -15,7 +15,7 @@ CELLS = [Cell("a", "t", s, ("strategy=toy",), f"key{s}") for s in range(3)]
 def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
     found = states(CELLS, tmp_path)
     seen: list[int] = []
-    run(found, jobs=2, launch="sh -c 'echo error: no room; exit 3'", tell=lambda s: seen.append(sum(one.state == WAITING for one in s)))
+    run(found, jobs=2, how=How("sh -c 'echo error: no room; exit 3'"), tell=lambda s: seen.append(sum(one.state == WAITING for one in s)))
     assert [(s.state, s.reason) for s in found] == [(FAILED, "no room")] * 3
     assert seen[0] == 1
     assert [s.state for s in states(CELLS, tmp_path)] == [WAITING] * 3, "the same command tries them again"
@@ -23,10 +23,10 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
 
 def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
     (tmp_path / "cells" / "key0").mkdir(parents=True)
-    run(states(CELLS[:1], tmp_path), launch="sh -c 'echo stopped because the budget is spent'")
+    run(states(CELLS[:1], tmp_path), how=How("sh -c 'echo stopped because the budget is spent'"))
     again = states(CELLS, tmp_path)
     assert [(s.state, s.reason) for s in again] == [(DONE, "the budget is spent"), (WAITING, ""), (WAITING, "")]
-    run(again, launch="false")
+    run(again, how=How("false"))
     assert [s.state for s in again] == [DONE, FAILED, FAILED]
     (tmp_path / "cells" / "key0").rmdir()
     assert states(CELLS, tmp_path)[0].state == WAITING, "its run is gone"
@@ -34,13 +34,13 @@ def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
 
 def test_no_cell_starts_after_the_time(tmp_path: Path) -> None:
     found = states(CELLS, tmp_path)
-    run(found, seconds=-1.0, launch="true")
+    run(found, seconds=-1.0, how=How("true"))
     assert [s.state for s in found] == [WAITING] * 3
 
 
 def test_a_killed_process_is_named(tmp_path: Path) -> None:
     found: list[State] = states(CELLS[:1], tmp_path)
-    run(found, launch="sh -c 'kill -9 $$'")
+    run(found, how=How("sh -c 'kill -9 $$'"))
     assert found[0].reason == "killed by signal 9"
 
 
@@ -54,7 +54,27 @@ def test_a_benchmark_whose_cells_fail_still_reports_and_keeps_the_test_sealed(tm
     assert (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [(["suite=nope"], "there is no suite"), (["suite=smoke", "--jobs", "0"], "--jobs wants")])
+def test_cells_share_tiles_and_a_cell_that_has_begun_is_gone_on_with(tmp_path: Path) -> None:
+    [one] = states(CELLS[:1], tmp_path)
+    begins = ["run", "strategy=toy", f'run.folder="{one.folder}"', "--tiles", str(tmp_path / "tiles")]
+    assert command(one, How(tiles=tmp_path / "tiles"))[3:] == begins
+    one.folder.mkdir(parents=True)
+    (one.folder / "config.yaml").touch()
+    assert command(one, How(trust_env=True))[3:] == ["resume", str(one.folder), "--trust-env"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suite=nope"], "there is no suite"),
+        (["suite=smoke", "--jobs", "0"], "--jobs wants"),
+        (["suite=smoke", "--launch", "sh -c 'x"], '--launch "sh -c \'x" is no command line'),
+        (["suite=smoke", "--launcher", "joblip"], "no Hydra launcher called 'joblip'"),
+        (["suite=smoke", "--launcher", "basic", "--jobs", "2"], "leave out --jobs"),
+        (["suite=smoke", "--launcher", "basic cores=2"], "write settings of basic as key=value"),
+        (["suite=smoke", "--launcher", "basic cores"], "write settings of basic as key=value"),
+    ],
+)
 def test_a_mistake_is_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err

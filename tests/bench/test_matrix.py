@@ -51,7 +51,23 @@ def test_equal_null_arms_of_two_strategies_are_run_once() -> None:
 
 def test_null_arms_of_strategies_that_differ_are_named_after_them() -> None:
     found = made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "editor.edits=3"]}, nulls=["random_reward"])
-    assert [a.name for a in found.arms if a.kind == "random_reward"] == ["random_reward of a", "random_reward of b"]
+    assert [a.name for a in found.arms if a.kind == "random_reward"] == ["random_reward (a)", "random_reward (b)"]
+
+
+def test_null_arms_of_different_tasks_are_told_apart_too() -> None:
+    tasks = {"one": TOY, "two": {"overrides": [*TOY, "task.people=3"], "budget": {"flops": 2e9}}}
+    arms = {"a": {"overrides": ["strategy=toy"], "tasks": ["one"]}, "b": {"overrides": ["strategy=toy"], "tasks": ["two"]}}
+    found = made(tasks=tasks, arms=arms, nulls=["random_edits", "majority"])
+    assert [(a.task, a.name) for a in found.arms if a.kind == "random_edits"] == [("one", "random_edits (a)"), ("two", "random_edits (b)")]
+    assert {c.arm for a in found.arms for c in a.cells} == {a.name for a in found.arms}
+    assert [a.name for a in found.arms if a.kind == "majority"] == ["majority", "majority"]
+    spends = {c.task: {w for w in c.overrides if w.startswith("guard.budget")} for a in found.arms if a.kind == "strategy" for c in a.cells}
+    assert spends == {"one": {"guard.budget.flops=1000000000.0"}, "two": {"guard.budget.flops=2000000000.0"}}
+    assert [w for w in named(found, "b").cells[0].overrides if "evaluator.budget" in w] == []
+    assert [w for a in found.arms for w in a.cells[0].overrides if "evaluator.budget" in w] == [
+        "evaluator.budget.flops=1000000000.0",
+        "evaluator.budget.flops=2000000000.0",
+    ]
 
 
 def test_keys_go_by_the_configuration_alone() -> None:
@@ -70,6 +86,11 @@ def test_null_arms_are_graded_as_the_strategy_is_and_arms_that_differ_there_are_
 def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"arm toyy on task toy: .*did you mean toy"):
         made(arms=["toyy"], nulls=[])
+
+
+def test_an_arm_whose_roles_do_not_go_together_is_named_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"arm toy on task toy: Best needs scores"):
+        made(arms={"toy": ["strategy=toy", "selector=best", "evaluator=none"]}, nulls=[])
 
 
 def test_suite_small_composes_with_what_is_installed() -> None:

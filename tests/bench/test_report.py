@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfimprove.bench import charts
+from selfimprove.bench import charts, trees
 from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import matrix
 from selfimprove.bench.opening import open_test, openings
@@ -38,6 +39,7 @@ def arm(name: str, rates: list[float], spent: float = 100.0, kind: str = "strate
             "curve": [[{"flops": spent / 2}, r / 2], [{"flops": spent}, r]],
             "rounds": [{"round": 1, "reward": 0.9, "truth_accuracy": r}],
             "edits": [{"which": "best", "reward": 1.0, "text": "<script>alert(1)</script>"}],
+            "candidates": 2,
             "lineage": [["root", [], None], ["child", ["root"], r]],
         }
         for s, r in enumerate(rates)
@@ -57,7 +59,7 @@ def suite() -> Suite:
 
 def result(suite: Suite, arms: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     return {
-        "suite": "x", "about": "", "seeds": [0, 1, 2], "budget": {"flops": 100.0}, "effect": suite.effect, "arms": arms,
+        "suite": "x", "about": "", "seeds": [0, 1, 2], "unit": suite.unit, "budgets": dict(suite.budgets), "effect": suite.effect, "arms": arms,
         "comparisons": comparisons(suite, arms), "failures": [], "left_out": {}, "openings": [{"at": "now", "cells": ["a0"], "peeked": []}],
         "base": {"t": {"seed": 0}}, "versions": {"numpy": "2"}, "commit": None,
         "machine": {"platform": "p", "python": "3", "processors": 2, "memory_gib": 8.0}, **more,
@@ -69,6 +71,16 @@ GOOD, SAME, WILD = [0.8, 0.85, 0.8, 0.82, 0.81], [0.2, 0.25, 0.22, 0.2, 0.2], [0
 
 def verdicts(suite: Suite, *arms: dict[str, Any]) -> dict[str, str]:
     return {c["other"]: c["verdict"] for c in comparisons(suite, arms)}
+
+
+def test_tasks_with_different_budgets_are_compared_apart(suite: Suite) -> None:
+    two = dataclasses.replace(suite, budgets={"t": 100.0, "u": 200.0})
+    arms = [arm("a", GOOD), arm("b", SAME), arm("a", GOOD, 200.0, task="u"), arm("b", SAME, 200.0, task="u")]
+    assert [(c["tasks"], c["verdict"]) for c in comparisons(two, arms)] == [(["t"], "better"), (["u"], "better")]
+    assert [s.split(" a ")[0] for s in sentences(result(two, arms))] == ["On t,", "On u,", "On t,", "On u,"]
+    assert "100 flops on t, 200 flops on u" in html(result(two, arms))
+    same = dataclasses.replace(two, budgets={"t": 200.0, "u": 200.0})
+    assert [c["tasks"] for c in comparisons(same, arms)] == [["t", "u"]], "one budget, so one comparison"
 
 
 def test_a_large_difference_is_found_and_a_wild_one_is_underpowered(suite: Suite) -> None:
@@ -119,11 +131,12 @@ def test_an_arm_that_trained_on_the_sealed_questions_is_told(suite: Suite) -> No
 
 def test_peeking_and_failures_are_told(suite: Suite) -> None:
     opened = [{"at": "then", "cells": ["a0"], "peeked": ["a0"]}, {"at": "later", "cells": ["a1"], "peeked": []}]
-    failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}]
+    failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}, {"task": "t", "arm": "a", "seed": 4, "reason": "not run yet"}]
     said = list(cautions(result(suite, [arm("a", GOOD)], openings=opened, failures=failures, left_out={"x": "y"})))
     assert any("opened 2 times" in s for s in said)
     assert any("somebody" in s for s in said)
     assert "FAILED: t/a, seed 3: no space." in said
+    assert "UNFINISHED: 1 cell has not been run yet." in said
 
 
 def test_a_test_that_somebody_measured_before_is_recorded_as_peeked(tmp_path: Path) -> None:
@@ -148,7 +161,7 @@ class Strict(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
-        if tag not in ("meta", "link", "line", "circle", "polyline", "polygon", "br"):
+        if tag not in ("meta", "link", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -179,6 +192,66 @@ def test_a_report_without_any_result_is_still_one(suite: Suite) -> None:
     found = result(suite, [empty], openings=[])
     assert "not opened" in html(found)
     assert "not opened" in markdown(found)
+
+
+def test_every_number_of_a_comparison_is_in_the_page(suite: Suite) -> None:
+    found = result(suite, [arm("a", GOOD), arm("b", SAME), arm("c", SAME, spent=300.0)])
+    for page in (html(found), markdown(found)):
+        assert "probability of improvement" in page
+        assert "1.00" in page
+        assert "invalid" in page
+
+
+def test_the_best_and_the_worst_edit_are_those_of_all_seeds(suite: Suite) -> None:
+    one = arm("a", GOOD)
+    one["cells"][3]["edits"] = [{"which": "best", "reward": 2.0, "text": "the best"}, {"which": "worst", "reward": -2.0, "text": "the worst"}]
+    page = html(result(suite, [one]))
+    assert "best, reward 2.000, seed 3" in page
+    assert "worst, reward -2.000, seed 3" in page
+
+
+lineages = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.none() | st.floats(-5, 5, allow_subnormal=False)), max_size=30).map(
+    lambda rows: [(str(n), [] if not n else sorted({str(p % n), str(q % n)}), score) for n, (p, q, score) in enumerate(rows)]
+)
+
+
+@given(lineages)
+def test_any_lineage_makes_a_tree_within_its_frame(members: list[trees.Member]) -> None:
+    drawn = trees.tree(members, -1.0, 1.0)
+    Strict().feed(drawn)
+    assert drawn.count("<circle") == len(members)
+    assert drawn.count('"link"') == sum(bool(m[1]) for m in members)
+    assert drawn.count("ring") == bool(trees.scores(members))
+    height = float(re.search(r'viewBox="0 0 640 (\d+)"', drawn)[1])  # type: ignore[index]
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', drawn)]
+    assert all(0 < x < trees.WIDTH and 0 < y < height for x, y in places)
+    assert len(set(places)) == len(places), "no two candidates in one place"
+
+
+def test_a_chain_of_a_thousand_is_drawn() -> None:
+    assert trees.tree([(str(n), [str(n - 1)] if n else [], n / 1000) for n in range(1000)], 0.0, 1.0).count("<circle") == 1000
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_from_the_ground(mode: int) -> None:
+    """WCAG 2.2: text 4.5 to 1 (1.4.3), lines and symbols 3 to 1 (1.4.11); scores differ in lightness, in one direction."""
+    style = (Path(charts.__file__).parent / "report.html").read_text().split(":root {")[mode + 1]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", style.split("}")[0]))
+
+    def contrast(one: str, other: str) -> float:
+        high, low = sorted((luminance(colours[one]), luminance(colours[other])), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    assert all(contrast(c, ground) >= 4.5 for c in ("text", "quiet", "good", "bad") for ground in ("ground", "panel"))
+    assert contrast("warn", "warnbg") >= 3
+    assert all(contrast(f"c{n}", "ground") >= 3 for n in range(charts.COLOURS))
+    ramp = [luminance(colours[f"s{n}"]) for n in range(trees.STEPS)]
+    assert ramp == sorted(ramp, reverse=mode == 0)
 
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)

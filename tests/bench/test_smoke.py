@@ -72,14 +72,16 @@ def test_the_same_command_again_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_fits_its_window(folder: Path, width: int, tmp_path: Path) -> None:
+def test_the_report_fits_its_window(folder: Path, width: int, scheme: int, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     picture = tmp_path / "report.png"
     words = [
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        f"--blink-settings=preferredColorScheme={scheme}",
         f"--window-size={width},2000",
         f"--screenshot={picture}",
         f"file://{folder / 'report.html'}",

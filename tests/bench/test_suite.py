@@ -23,7 +23,7 @@ def test_a_suite_without_a_file() -> None:
     made = suite_of(["arms=[seal,srt]", "task=arithmetic", "seeds=5", "budget.flops=1e16"])
     assert [a.overrides for a in made.arms] == [("strategy=seal",), ("strategy=srt",)]
     assert [t.overrides for t in made.tasks] == [("task=arithmetic",)]
-    assert (made.seeds, made.budget) == ((0, 1, 2, 3, 4), {"flops": 1e16})
+    assert (made.seeds, made.unit, made.budgets) == ((0, 1, 2, 3, 4), "flops", {"arithmetic": 1e16})
 
 
 def test_words_replace_what_a_file_says(tmp_path: Path) -> None:
@@ -32,6 +32,20 @@ def test_words_replace_what_a_file_says(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("tasks: [toy]\narms: [toy]\nbudget: {labels: 3}\n")
     assert suite_of([f"suite={path}"]).unit == "labels"
+
+
+def test_a_task_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
+    own = {"overrides": ["task=toy"], "budget": {"flops": "5e8"}}
+    assert checked("x", {**GOOD, "tasks": {"one": ["task=toy"], "two": own}}).budgets == {"one": 1e9, "two": 5e8}
+    assert checked("x", {**GOOD, "tasks": {"two": own}, "budget": None}).budgets == {"two": 5e8}
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks: {one: [task=toy], two: {overrides: [task=toy], budget: {flops: 3}}}\narms: [toy]\nbudget: {flops: 2}\n")
+    assert suite_of([f"suite={path}"]).budgets == {"one": 2, "two": 3}
+    assert suite_of([f"suite={path}", "budget.labels=7"]).budgets == {"one": 7, "two": 7}, "said on the command line, it is every task's"
+    with pytest.raises(ConfigError, match="budgets want one unit"):
+        checked("x", {**GOOD, "tasks": {"one": ["task=toy"], "two": {**own, "budget": {"labels": 3}}}})
+    with pytest.raises(ConfigError, match=r"tasks\.two: budget wants one amount"):
+        checked("x", {**GOOD, "tasks": {"two": {**own, "budget": {"flop": 3}}}})
 
 
 @pytest.mark.parametrize(
