@@ -130,18 +130,12 @@ def recorded(folder: Path) -> Config:
     return config
 
 
-def opened(
-    folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False, tiles: Path | None = None
-) -> tuple[Config, Session]:
-    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError.
-
-    Args:
-        tiles: as `shared` takes it.
-    """
+def opened(folder: Path, split: Split = "validation", only_measure: bool = False, trust_env: bool = False) -> tuple[Config, Session]:
+    """The session of a run folder, from the state of its last complete round. Raises: ResumeError, ConfigError."""
     config = trusted(folder, trust_env)
     if only_measure and not (folder / JOURNAL).exists():
         raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)")
-    return config, Session(configuration.build(config, only_measure), folder, split, shared(tiles))
+    return config, Session(configuration.build(config, only_measure), folder, split)
 
 
 def trusted(folder: Path, trust_env: bool) -> Config:

@@ -141,7 +141,7 @@ class TabularEngine(ScriptedEngine):
             now = _at(logp, places)
             gaps.append((now - old).detach())
             entropy = -(logp.exp() * logp).sum(dim=1)[[q for q, _ in places]]
-            by_sample = surrogate(now, old, advantages, reference, r.objective) + r.objective.entropy * entropy  # (N,)
+            by_sample = surrogate(now, old, advantages, reference, r.objective, torch.ones(len(places), dtype=torch.long)) + r.objective.entropy * entropy
             return torch.sum(by_sample * share)
 
         live = weights.layered(r.policy).live
