@@ -141,8 +141,8 @@ class TabularEngine(ScriptedEngine):
             now = _at(logp, places)
             gaps.append((now - old).detach())
             entropy = -(logp.exp() * logp).sum(dim=1)[[q for q, _ in places]]
-            by_sample = surrogate(now, old, advantages, reference, r.objective, torch.ones(len(places), dtype=torch.long)) + r.objective.entropy * entropy
-            return torch.sum(by_sample * share)
+            by_token = surrogate(now, old, advantages, reference, r.objective, torch.ones(len(places), dtype=torch.long))  # a sample is one token
+            return torch.sum((by_token + r.objective.entropy * entropy) * share)
 
         live = weights.layered(r.policy).live
         start = _delta(weights.adapter(live)) if live else None
