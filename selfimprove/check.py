@@ -100,7 +100,7 @@ def _option(option: Option) -> None:
     found = discovery.sources()
     for at, node in discovery.nodes(yaml.safe_load(option.text)):
         cls = config.located(node["_target_"], at or option.group, found)
-        if "???" not in node.values():  # what a user has to give cannot be judged before it is given
+        if not any(isinstance(v, str) and ("???" in v or "${" in v) for v in node.values()):  # what is not there yet cannot be judged
             config.check_arguments(at or option.group, cls, node)
         assert not (strange := unknown_arguments(cls)), "; ".join(strange)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from selfimprove import Evaluation, Lineage, Run, Trial, discovery, hookimpl
+from selfimprove import Evaluation, Lineage, Run, Trial, check, discovery, hookimpl
 from selfimprove.check import named, rows
 from selfimprove.cli import main
 from selfimprove.errors import ConfigError, SealedError
@@ -21,7 +21,7 @@ from selfimprove.testing.audit import sealed, unsafe_files
 from selfimprove.testing.conformance import overrides_of, parts_of
 from selfimprove.testing.inspection import heavy_imports, unknown_arguments
 
-PACKAGES = sorted({s.distribution for s in discovery.sources()})
+PACKAGES = sorted({s.distribution for s in discovery.sources()} - {discovery.CORE})
 STRATEGIES = sorted(o.name for s in discovery.sources() for o in s.options() if o.group == "strategy")
 TESTS = [n for n, f in vars(StrategyConformance).items() if n.startswith("test_") and callable(f)]
 
@@ -220,6 +220,12 @@ def test_check_names_its_rows() -> None:
     found = [r for r in rows("selfimprove-srt", chosen=["srt"]) if not r.what.startswith("srt:")]
     assert all(r.passed for r in found), [r for r in found if not r.passed]
     assert {"installation", "option names", "import", "rewarder=majority", "strategy=srt"} <= {r.what for r in found}
+
+
+def test_check_takes_options_that_refer_to_others() -> None:
+    [option] = [o for o in discovery.core().options() if (o.group, o.name) == ("engine", "toy")]
+    assert "${" in option.text
+    check._option(option)
 
 
 @pytest.mark.parametrize(("package", "hint"), [("selfimprove-sr", "selfimprove-srt"), ("nothing", "installed:")])
