@@ -6,11 +6,11 @@
 The task, the questions, the answers' length and the policy gradient's settings are those of `srt_arithmetic.py`; the settings of the others were
 chosen on validation with another seed (`es_exploration.py`). For each seed and each table it trains one run per arm on the train split until its
 budget is spent: nominal FLOPs in the table `flops`, generated tokens in the table `tokens`. All are rewarded by the same labels for the same kind
-of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. A run stops after the round that spends its budget;
-the defaults are such that rounds of all arms end a little above it, and `spent` tells by how much. Then it opens the sealed test split in a
-process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature that is
-best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg; run
-folders stay under --work.
+of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. A run stops after the round that spends
+its budget; the defaults are such that the rounds of all arms end a little above it, and `spent` tells by how much. Then it opens the sealed test
+split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature
+that is best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg;
+run folders stay under --work.
 """
 
 from __future__ import annotations
