@@ -6,10 +6,11 @@
 The task, the questions, the answers' length and the policy gradient's settings are those of `srt_arithmetic.py`; the settings of the others were
 chosen on validation with another seed (`es_exploration.py`). For each seed and each table it trains one run per arm on the train split until its
 budget is spent: nominal FLOPs in the table `flops`, generated tokens in the table `tokens`. All are rewarded by the same labels for the same kind
-of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. Then it opens the sealed test split in a
-process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature that is
-best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg; run
-folders stay under --work.
+of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. A run stops after the round that spends
+its budget; the defaults are such that the rounds of all arms end a little above it, and `spent` tells by how much. Then it opens the sealed test
+split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature
+that is best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg;
+run folders stay under --work.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=[*TRAINED], default=[*TRAINED])
-    parser.add_argument("--flops", type=float, default=1.5e13, help="budget of the table `flops`; 0 leaves it out")
-    parser.add_argument("--tokens", type=int, default=10_000, help="budget of the table `tokens`; 0 leaves it out")
+    parser.add_argument("--flops", type=float, default=1.35e13, help="budget of the table `flops`; 0 leaves it out")
+    parser.add_argument("--tokens", type=int, default=13_500, help="budget of the table `tokens`; 0 leaves it out")
     parser.add_argument("--train", type=int, default=40, help="training questions")
     parser.add_argument("--test", type=int, default=30, help="sealed questions")
     parser.add_argument("--work", type=Path, default=Path("runs", "es_arithmetic"))
