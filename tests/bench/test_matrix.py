@@ -89,7 +89,7 @@ def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
 
 
 def test_an_arm_whose_roles_do_not_go_together_is_named_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match=r"arm toy on task toy: Best needs scores"):
+    with pytest.raises(ConfigError, match=r"arm toy on task toy: Best \(selector\) needs scores"):
         made(arms={"toy": ["strategy=toy", "selector=best", "evaluator=none"]}, nulls=[])
 
 
