@@ -21,6 +21,7 @@ Attributes that a plugin may declare:
 * ``uses_labels``: True where the plugin reads `run.task.labels`; without it, asking for a label raises.
 * ``needs``: parts of a candidate that it reads, such as ``("policy",)``.
 * ``gives_credit``: True for a rewarder that gives a credit for every token or step (`Evaluation.credit`).
+* ``keeps_trials``: True for an updater whose candidates are trials as they are, so that the next round edits what `apply` made.
 * ``check_roles(roles)``: a method that raises `AdmissionError` where the other roles, by name, do not suit it; it is asked before anything starts.
 * ``expected(run)``: a method that `selfimprove plan` asks what a round costs: roughly, a mapping from units of the ledger.
 

@@ -18,6 +18,8 @@ class BestOfGroup:
 
     margin: float = 0.0
 
+    keeps_trials = True
+
     @hookimpl
     def update(self, trials: Sequence[Trial], rewards: Sequence[Evaluation]) -> Sequence[Candidate]:
         best: dict[str, tuple[float, Candidate]] = {}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.models import Completion, Document, Generate
 from selfimprove.records import decode_round, encode_round
 from selfimprove.testing import ScriptedEngine, ToyTask, toy_session
+from selfimprove.updaters import BestOfGroup
 from selfimprove_seal import SelfEdits
 from selfimprove_seal.editor import SelfEdit
 
@@ -28,6 +29,11 @@ def test_contexts_come_in_turn(tmp_path: Path, roles: Make, make_inner: Make, co
     assert taken == [[i.id for i in editor.round_items(session.run, n)] for n in range(14)]
     whole = Counter(i for ids in taken for i in ids)
     assert set(whole.values()) == {14 * expected // 7}, "every context is taken equally often"
+
+
+def test_trials_that_become_parents_have_to_be_merged(tmp_path: Path, roles: Make, make_inner: Make) -> None:
+    with pytest.raises(AdmissionError, match=r"add \+editor.inner.lora.merge=true"):
+        toy_session(tmp_path, **roles(editor=SelfEdits(inner=make_inner()), updater=BestOfGroup()))
 
 
 def test_every_edit_has_its_trials_and_every_context_its_group(tmp_path: Path, roles: Make, make_inner: Make) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfimprove import Candidate, Edit, Item, Lineage, Run, Trial, hookimpl, payload
-from selfimprove.errors import ConfigError
+from selfimprove.errors import AdmissionError, ConfigError
 from selfimprove.models import Completion, Document, Generate
 from selfimprove.payloads import Text
 from selfimprove.records import Part
@@ -69,6 +69,15 @@ class ContextEditor(abc.ABC):
         if self.contexts < 0 or self.edits < 1:
             raise ConfigError(f"editor wants contexts >= 0 and edits >= 1; got {self.contexts} and {self.edits}")
         Generate(Part("model", ""), "", self.max_tokens, self.temperature, self.top_p)  # it refuses what cannot be sampled, before anything runs
+
+    def check_roles(self, roles: Mapping[str, Any]) -> None:
+        """Raises: AdmissionError, where trials become parents whose adapter the inner loop cannot train on top of."""
+        updater = roles.get("updater")
+        if getattr(updater, "keeps_trials", False) and not self.inner.settings().merge:
+            raise AdmissionError(
+                f"{type(updater).__name__} (updater) keeps trials as they are, and the inner loop cannot train on top of their adapters; "
+                "add +editor.inner.lora.merge=true, or choose another updater"
+            )
 
     @abc.abstractmethod
     def prompts(self, item: Item) -> list[str]:
