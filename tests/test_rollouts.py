@@ -99,7 +99,7 @@ def test_a_curriculum_opens_levels_round_by_round(tmp_path: Path) -> None:
 
 
 def test_a_level_without_questions_is_refused_before_the_first_round(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"editor\.levels"):
+    with pytest.raises(ConfigError, match=r"raise task.train or levels"):
         session(tmp_path, task=Leveled(), levels=[-1])
 
 
