@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -121,6 +122,15 @@ def commit() -> str:
         subprocess.run(["git", *c], cwd=here, capture_output=True, text=True, check=False).stdout for c in (["rev-parse", "HEAD"], ["diff", "HEAD"])
     ]
     return run[0].strip() + ("+" if run[1] else "")
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with its overrides KEY=VALUE wherever they stand: argparse gives them to an option before them that takes several words."""
+    words = sys.argv[1:]
+    overrides = [w for w in words if "=" in w and not w.startswith("-")]
+    options = parser.parse_args([w for w in words if w not in overrides])
+    options.overrides += overrides
+    return options
 
 
 def median(values: Sequence[float]) -> float:

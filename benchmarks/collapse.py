@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _machine import RESULTS, commit, versions
+from _machine import RESULTS, arguments, commit, versions
 from seal_knowledge import train
 from srt_arithmetic import rounds_of
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs", "collapse"))
     parser.add_argument("--out", type=Path, default=RESULTS / "collapse.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
-    options = parser.parse_args()
+    options = arguments(parser)
     for seed in options.seeds:
         for name in options.runs:
             same = [

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _dgm_report import SEALED, best, finished, plot, result
-from _machine import RESULTS, commit, versions
+from _machine import RESULTS, arguments, commit, versions
 
 from selfimprove import config
 from selfimprove.hooks import hookimpl
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--report", action="store_true", help="run nothing; write the result of the runs that are finished")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
-    options = parser.parse_args()
+    options = arguments(parser)
     end = time.monotonic() + 60 * options.minutes
     for seed in [] if options.report else options.seeds:
         for arm in options.arms:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _machine import RESULTS, commit, describe, versions
+from _machine import RESULTS, arguments, commit, describe, versions
 from seal_knowledge import difference, piece, train
 from srt_arithmetic import SETTING, answered, best_temperature, interval
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--jobs", nargs="+", default=(), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run; ARM:KEY=VALUE of one arm's")
-    options = parser.parse_args()
+    options = arguments(parser)
     if options.measure:
         measure(options.measure, options.jobs)
         return

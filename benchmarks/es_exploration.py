@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _machine import RESULTS, commit, describe, versions
+from _machine import RESULTS, arguments, commit, describe, versions
 from srt_arithmetic import interval
 
 from selfimprove import config, journal
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs", "es_exploration"))
     parser.add_argument("--out", type=Path, default=RESULTS / "es_exploration.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of everything")
-    options = parser.parse_args()
+    options = arguments(parser)
     for name in options.only:
         folder = options.work / name
         if not (folder / "found.json").exists():

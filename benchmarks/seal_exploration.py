@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _machine import commit, describe, versions
+from _machine import arguments, commit, describe, versions
 from seal_knowledge import summary
 
 from selfimprove import config
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/seal_exploration"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "seal_exploration.json")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of everything")
-    options = parser.parse_args()
+    options = arguments(parser)
     session = opened(options, "inner", [])
     run = session.run
     with run.stage("evaluate", 1):  # labels are read in the evaluator's name

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _machine import commit, describe, versions
+from _machine import arguments, commit, describe, versions
 
 from selfimprove import journal
 from selfimprove.records import Part
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--last", action="store_true", help="measure only the last round's candidate; without it, later, the others too")
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
-    options = parser.parse_args()
+    options = arguments(parser)
     if options.measure:
         measure(options.measure, options.last)
         return

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _machine import RESULTS, commit, describe, versions
+from _machine import RESULTS, arguments, commit, describe, versions
 from seal_knowledge import difference, piece, train
 
 from selfimprove import journal
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "srt_arithmetic.json")
     parser.add_argument("--measure", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="configuration overrides of every run")
-    options = parser.parse_args()
+    options = arguments(parser)
     if options.measure:
         measure(options.measure)
         return
