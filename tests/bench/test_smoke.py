@@ -60,7 +60,7 @@ def test_trained_arms_spent_the_same_and_null_arms_are_beaten(folder: Path) -> N
     found = json.loads((folder / "result.json").read_text())
     arms = {a["name"]: a for a in found["arms"]}
     assert arms["toy"]["score"] > arms["greedy"]["score"]
-    assert arms["toy"]["spent"] >= found["budget"]["flops"]
+    assert arms["toy"]["spent"] >= found["budgets"]["toy"]
     assert {c["other"] for c in found["comparisons"]} == set(arms) - {"toy"}
 
 
