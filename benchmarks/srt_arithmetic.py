@@ -25,7 +25,8 @@ from seal_knowledge import difference, piece, train
 
 from selfimprove import journal
 from selfimprove.nulls import Untouched
-from selfimprove.records import Lineage, Part
+from selfimprove.records import Candidate, Lineage, Part
+from selfimprove.rollouts import replies
 from selfimprove.storage import write_json
 from selfimprove.truth import truth_of
 
@@ -119,20 +120,14 @@ def best_temperature(folder: Path, composed: Any = None) -> float:
     return max(TEMPERATURES, key=lambda t: score[t])
 
 
-def samples_of(run: Any, policy: Part, temperature: float) -> tuple[list[Any], list[list[tuple[str, float]]]]:
-    """The questions of the evaluation split, and for each the evaluator's samples with their grades."""
-    asked, evaluator = [(i, q) for i in run.task.evaluation for q in i.questions], run.roles["evaluator"]
-    flat = evaluator._graded(run, policy, [(i, q, k) for i, q in asked for k in range(evaluator.samples)], temperature)
-    return asked, [flat[n * evaluator.samples : (n + 1) * evaluator.samples] for n in range(len(asked))]
-
-
 def answered(run: Any, policy: Part, temperature: float) -> dict[str, dict[str, float]]:
     """pass@1 and pass@8 of every question."""
-    asked, samples = samples_of(run, policy, temperature)
-    return {
-        "pass_at_1": {q.id: float(np.mean([g for _, g in row])) for (_, q), row in zip(asked, samples, strict=True)},
-        "pass_at_8": {q.id: float(max(g for _, g in row)) for (_, q), row in zip(asked, samples, strict=True)},
-    }
+    asked = [(i, q) for i in run.task.evaluation for q in i.questions]
+    [answers] = replies(run, [(Candidate.root(policy=policy), asked)], temperature, run.roles["evaluator"].samples)
+    grades: dict[str, list[float]] = {}
+    for answer in answers:
+        grades.setdefault(answer.question.id, []).append(answer.grade)
+    return {"pass_at_1": {q: float(np.mean(g)) for q, g in grades.items()}, "pass_at_8": {q: max(g) for q, g in grades.items()}}
 
 
 def voted(run: Any, lineage: Lineage) -> dict[str, dict[str, float]]:
