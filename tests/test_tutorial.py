@@ -28,7 +28,7 @@ def test_its_files_are_the_plugin_s() -> None:
 
 def test_a_plugin_of_the_size_that_it_says() -> None:
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (tutorial.PLUGIN / "src").rglob("*.py"))
-    assert lines <= 150
+    assert lines < 150
 
 
 @pytest.mark.slow

@@ -29,8 +29,7 @@ class Reflection:
         start: the instruction that a run begins with.
         reflection: what asks for a better one, with ``{instruction}``, ``{failures}`` and ``{history}``; the first line of its answer counts.
         asking: how a question is asked, as a mapping of `Asking`'s arguments; its template has ``{instruction}`` too.
-        minibatch: training questions per round.
-        edits: instructions per parent.
+        minibatch, edits: training questions per round, instructions per parent.
         shown: so many failures, and so many of the best instructions so far with their scores, are shown.
         max_tokens, temperature: of an instruction.
     """
