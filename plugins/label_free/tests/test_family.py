@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfimprove.cli import main
+from selfimprove import config
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Contains, Exact
 from selfimprove.models import Generate
@@ -20,6 +19,7 @@ from selfimprove.payloads import Rollout
 from selfimprove.records import Edit, Evaluation, Trial
 from selfimprove.rewarders import Verifier
 from selfimprove.rollouts import PassAtK, Rollouts
+from selfimprove.runfolder import flat
 from selfimprove.session import Session
 from selfimprove.testing import RewarderContract, ScriptedEngine, UpdaterContract, toy_session
 from selfimprove_label_free import SPIN, EntropyMinimisation, SelfJudge, STaR, TokenEntropy
@@ -286,17 +286,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("strategy", SETTINGS)
-def test_a_strategy_has_the_settings_of_its_paper(
-    strategy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["run", f"strategy={strategy}", "--cfg", "job"]) == 0
-    written = yaml.safe_load(capsys.readouterr().out)
-    for key, expected in SETTINGS[strategy].items():
-        found = written
-        for name in key.split("."):
-            found = found[name]
-        assert found == expected, key
+def test_a_strategy_has_the_settings_of_its_paper(strategy: str) -> None:
+    written = flat(config.compose([f"strategy={strategy}"]).values)
+    assert SETTINGS[strategy].items() <= written.items()
 
 
 @pytest.mark.parametrize("strategy", SETTINGS)

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfimprove import config
 from selfimprove.cli import main
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Exact
@@ -20,6 +21,7 @@ from selfimprove.payloads import Rollout
 from selfimprove.policy_gradient import PolicyGradient
 from selfimprove.records import Candidate, Edit, Evaluation, Trial
 from selfimprove.rollouts import PassAtK, Rollouts
+from selfimprove.runfolder import flat
 from selfimprove.session import Session
 from selfimprove.testing import RewarderContract, toy_session
 from selfimprove_srt import MajorityVote, count_votes
@@ -186,17 +188,9 @@ PAPERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("strategy", PAPERS)
-def test_a_strategy_has_the_settings_of_its_paper(
-    strategy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["run", f"strategy={strategy}", "--cfg", "job"]) == 0
-    written = yaml.safe_load(capsys.readouterr().out)
-    for key, expected in PAPERS[strategy].items():
-        found = written
-        for name in key.split("."):
-            found = found[name]
-        assert found == expected, key
+def test_a_strategy_has_the_settings_of_its_paper(strategy: str) -> None:
+    written = flat(config.compose([f"strategy={strategy}"]).values)
+    assert PAPERS[strategy].items() <= written.items()
 
 
 def test_the_strategy_composes(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
