@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfimprove import config
+from selfimprove.cli import main
 from selfimprove.errors import ConfigError
 from selfimprove.graders import Contains, Exact
 from selfimprove.models import Generate
