@@ -21,6 +21,19 @@ class Result:
     """Names of arms as a reader knows them; all arms are shown, in this order first."""
 
 
+SEAL_ARMS = {
+    "untouched": "untouched model",
+    "passage": "passage",
+    "passage_equal_tokens": "passage, for as many trained tokens",
+    "edits": "untrained edits",
+    "round_1": "SEAL, one round",
+    "round_2": "SEAL, two rounds",
+    "seal_tools_edits": "untrained tool calls",
+    "seal_tools_round_1": "tool calls, one round",
+    "seal_tools_round_2": "tool calls, two rounds",
+    "gold": "gold pairs (oracle)",
+}
+
 MEASURED: dict[str, tuple[Result, ...]] = {
     "seal": (
         Result(
@@ -28,33 +41,14 @@ MEASURED: dict[str, tuple[Result, ...]] = {
             "closed-book accuracy on sealed people",
             "python benchmarks/seal_knowledge.py --seeds 0 1 2 --train 60 --test 60 --tools-train 20",
             {"accuracy": "accuracy"},
-            rows={
-                "untouched": "untouched model",
-                "passage": "passage",
-                "passage_equal_tokens": "passage, for as many trained tokens",
-                "edits": "untrained edits",
-                "round_1": "SEAL, one round",
-                "round_2": "SEAL, two rounds",
-                "seal_tools_edits": "untrained tool calls",
-                "seal_tools_round_1": "tool calls, one round",
-                "seal_tools_round_2": "tool calls, two rounds",
-                "gold": "gold pairs (oracle)",
-            },
+            rows=SEAL_ARMS,
         ),
         Result(
             "seal_squad.json",
             "closed-book accuracy on sealed passages, one seed",
             "python benchmarks/seal_knowledge.py --squad FILE --train 60 --test 60 --tools-train 0",
             {"accuracy": "accuracy"},
-            rows={
-                "untouched": "untouched model",
-                "passage": "passage",
-                "passage_equal_tokens": "passage, for as many trained tokens",
-                "edits": "untrained edits",
-                "round_1": "SEAL, one round",
-                "round_2": "SEAL, two rounds",
-                "gold": "gold pairs (oracle)",
-            },
+            rows=SEAL_ARMS,
         ),
     ),
     "srt": (
@@ -72,9 +66,9 @@ MEASURED: dict[str, tuple[Result, ...]] = {
         ),
         Result(
             "collapse.json",
-            "a run that collapses, and what saves it",
-            "python benchmarks/collapse.py",
-            {"reward": "reward", "truth": "truth", "kept": "kept"},
+            "a run that collapses, and what saves it, three seeds",
+            "python benchmarks/collapse.py --seeds 0 1 2",
+            {"reward in the last round": "last_reward", "truth in the last round": "last_truth", "truth of what is kept": "truth"},
             under="",
         ),
     ),
@@ -109,7 +103,10 @@ MEASURED: dict[str, tuple[Result, ...]] = {
 
 def table(result: Mapping[str, Any], shown: Result) -> Iterator[str]:
     """One row for each arm."""
-    found = result[shown.under] if shown.under else {k: v for k, v in result.items() if isinstance(v, Mapping) and "kept" in v}
+    paths = set(shown.columns.values())
+    found = result[shown.under] if shown.under else {k: v for k, v in result.items() if isinstance(v, Mapping) and paths <= v.keys()}
+    if not found:
+        raise ValueError(f"{shown.name} has nothing with {', '.join(sorted(paths))}; name in docgen/results.py what it has")
     names = [*(n for n in shown.rows if n in found), *(n for n in found if n not in shown.rows and not _twin(n, found, shown))]
     yield f"| | {' | '.join(shown.columns)} |"
     yield f"|---|{'---|' * len(shown.columns)}"
