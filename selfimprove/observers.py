@@ -6,8 +6,9 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -49,17 +50,12 @@ def _summary(name: str, evaluations: Sequence[Evaluation]) -> dict[str, float]:
     values = [e.score for e in evaluations if e.score is not None and math.isfinite(e.score)]
     found = {f"{name}/measured": float(len(values))}
     if values:
-        found |= {f"{name}/mean": _mean(values), f"{name}/best": max(values)}
+        found |= {f"{name}/mean": mean(values), f"{name}/best": max(values)}
     for metric in sorted({m for e in evaluations for m in e.metrics}):
         numbers = [v for e in evaluations if (v := e.metrics.get(metric)) is not None and math.isfinite(v)]
         if numbers:
-            found[f"{name}/{metric}"] = _mean(numbers)
+            found[f"{name}/{metric}"] = mean(numbers)
     return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return math.fsum(x / len(numbers) for x in numbers)
 
 
 class PatientConsole(Console):

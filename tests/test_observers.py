@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -29,6 +30,7 @@ evaluations = st.one_of(
 
 
 @given(st.lists(evaluations), st.lists(evaluations))
+@example([Evaluation(sys.float_info.max)] * 3, [Evaluation(0.0, {"f1": sys.float_info.max})] * 3)  # whose sum overflows
 def test_measurements_are_finite_and_complete(rewards: list[Evaluation], scores: list[Evaluation]) -> None:
     root = Candidate.root(policy=Part("model", "0"))
     edit = Edit((root.id,), Text("x"))

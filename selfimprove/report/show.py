@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -124,7 +124,7 @@ def edits_table(run: History) -> RenderableType:
     for number, edit, rewards in run.edits():
         values = scored(rewards)
         if values:
-            ranked.append((math.fsum(values) / len(values), number, edit, rewards))
+            ranked.append((mean(values), number, edit, rewards))
         else:
             reason = rewards[0].error or "not finite"
             void[reason] = void.get(reason, 0) + 1
@@ -201,7 +201,7 @@ def _short(digest: str) -> str:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return mean(values) if values else None  # exact, so that no sum of large values overflows
 
 
 def _number(value: float | None) -> str:
