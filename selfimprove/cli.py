@@ -161,12 +161,15 @@ def bench(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from selfimprove.bench.command import bench as compared
-    from selfimprove.bench.command import listed
+    from selfimprove.bench.command import listed, merge
 
     a = arguments
     if a.dry_run:
         for line in listed(a.overrides):
             print(clean(line))
+        return 0
+    if a.merge:
+        print(f"benchmark {merge([Path(p) for p in a.overrides], a.out, Console())}")
         return 0
     how = {"jobs": a.jobs, "launch": a.launch, "launcher": a.launcher, "hours": a.hours, "open_anyway": a.open, "trust_env": a.trust_env}
     folder = compared(a.overrides, a.out, Console(), **how)
@@ -486,6 +489,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--hours", type=float, metavar="H", help="start no more cells after so long; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="print the cells and their commands, and start nothing")
+    p.add_argument("--merge", action="store_true", help="the words are folders of benchmarks of other seeds: make one report of them")
     p.add_argument("--open", action="store_true", help="open the sealed test although some cells failed")
     p.add_argument("--trust-env", action="store_true", help="let cells read the variables of the environment that they name")
     p = add("runs", runs, "past runs and cells of benchmarks: filtered, sorted, compared")

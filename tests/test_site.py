@@ -29,7 +29,7 @@ DOCS = TOP / "docs"
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 RUN = ("start.md", "comparing.md", "machines.md", "safety.md")
 """Pages whose commands run, in their order, in an empty folder."""
-ELSEWHERE = ("selfimprove doctor", "make ")
+ELSEWHERE = ("selfimprove doctor", "make ", "selfimprove bench arms=[toy]", "selfimprove bench --merge")
 """What other tests run, because it looks at the machine or takes minutes."""
 LISTED = re.findall(r"^selfimprove bench .*--dry-run$", (TOP / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
 """What tests/test_docs.py runs, because the README says it too, and which takes seconds."""

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from selfimprove import config as configuration
 from selfimprove.bench import cells, launching
 from selfimprove.bench.live import Board
 from selfimprove.bench.matrix import AT_EQUAL_COST, matrix
+from selfimprove.bench.merging import merged
 from selfimprove.bench.opening import FAILURES, unmeasured
 from selfimprove.bench.report import write
 from selfimprove.bench.result import result
@@ -84,10 +85,7 @@ def bench(
             opened = subprocess.run([sys.executable, "-m", "selfimprove.bench.opening", str(folder), *flags], stdout=log, stderr=log, check=False)
         if opened.returncode:
             raise UserError(f"the process that measures the sealed test ended with code {opened.returncode}; {folder / 'test.log'} says why")
-    found = result(suite, made, states, folder, _failures(folder))
-    write_json(folder / RESULT, found)
-    for line in write(found, folder):
-        console.print(safe(line), highlight=False, soft_wrap=True)
+    _report(result(suite, made, states, folder, _failures(folder)), folder, console)
     if left:
         console.print(f"{len(left)} of {len(states)} cells are left; the same command goes on with them", markup=False, highlight=False)
     if failed:
@@ -96,6 +94,25 @@ def bench(
             + ("" if open_anyway else ", or open the test for the others with --open")
         )
     return folder
+
+
+def merge(paths: Sequence[Path], out: Path | None, console: Console) -> Path:
+    """The folder of a benchmark whose seeds ran as several ones, with one report of all; ``runs/bench/<suite>`` where `out` is None.
+
+    Raises: StorageError, ConfigError: see `merging.merged`.
+    """
+    found = merged(paths)
+    folder = out or Path("runs", "bench", found["suite"])
+    if (folder / CELLS).exists():
+        raise ConfigError(f"{folder} holds a benchmark of its own, whose report would be lost; name another folder with --out")
+    _report(found, folder, console)
+    return folder
+
+
+def _report(found: Mapping[str, Any], folder: Path, console: Console) -> None:
+    write_json(folder / RESULT, found)
+    for line in write(found, folder):
+        console.print(safe(line), highlight=False, soft_wrap=True)
 
 
 def listed(words: Sequence[str]) -> Iterator[str]:

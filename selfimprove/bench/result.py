@@ -25,7 +25,7 @@ from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
-SCHEMA = 2
+SCHEMA = 3
 EDIT = 600
 """Characters of an edit that are shown."""
 MEMBERS = 200
@@ -36,14 +36,30 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
     """Everything that the report says, from what is on disk."""
     known = {s.cell.key: s for s in states}
     arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
-    found = comparisons(suite, arms)
-    opened = openings(out)
     failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or WAITS} for s in states if s.state != DONE]
     failures += [
         {"task": known[k].cell.task, "arm": known[k].cell.arm, "seed": known[k].cell.seed, "reason": f"its test: {reason}"}
         for k, reason in test_failures.items()
         if k in known
     ]
+    piece = {
+        "seeds": list(suite.seeds),
+        "openings": openings(out),
+        "versions": {n: v for n in ("numpy", "scipy", "torch", "transformers", *(s.distribution for s in sources())) if (v := version_of(n))},
+        "machine": {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "processors": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+        "commit": runfolder.git_commit(),
+    }
+    base = {t: dict(values) for t, values in matrix.base.items()}
+    return assembled(suite, arms, [piece], {"failures": failures, "left_out": dict(matrix.left_out), "base": base})
+
+
+def assembled(suite: Suite, arms: Sequence[Mapping[str, Any]], pieces: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of these arms. Args: pieces: for each machine that ran some of the seeds, these, how its test was opened, and what it was."""
     return {
         "schema": SCHEMA,
         "suite": suite.name,
@@ -54,42 +70,33 @@ def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, tes
         "effect": suite.effect,
         "tolerance": suite.tolerance,
         "arms": arms,
-        "comparisons": found,
-        "failures": failures,
-        "left_out": dict(matrix.left_out),
-        "openings": opened,
-        "base": {t: dict(values) for t, values in matrix.base.items()},
+        "comparisons": comparisons(suite, arms),
         "written": dict(suite.written),
-        "versions": {n: v for n in ("numpy", "scipy", "torch", "transformers", *(s.distribution for s in sources())) if (v := version_of(n))},
-        "machine": {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "processors": os.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        },
-        "commit": runfolder.git_commit(),
+        "pieces": pieces,
+        **more,
     }
 
 
 def _arm(arm: Arm, states: Sequence[State], suite: Suite) -> dict[str, Any]:
     """One row: its cells, and what they reached on average."""
     cells = [_cell(s, arm.trained) for s in states]
+    row = {"name": arm.name, "task": arm.task, "kind": arm.kind, "of": list(arm.of), "trained": arm.trained, "differs": arm.differs}
+    return averaged(row, cells, suite.unit)
+
+
+def averaged(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
+    """A row with these cells, and what they reached and spent on average."""
     measured = [c for c in cells if c["score"] is not None]
-    spent = [c["spent"].get(suite.unit, 0.0) + (0.0 if arm.trained else c["test_spent"].get(suite.unit, 0.0)) for c in cells if c["state"] == DONE]
+    spent = [c["spent"].get(unit, 0.0) + (0.0 if row["trained"] else c["test_spent"].get(unit, 0.0)) for c in cells if c["state"] == DONE]
     metrics = sorted({m for c in measured for m in c["metrics"]})
     return {
-        "name": arm.name,
-        "task": arm.task,
-        "kind": arm.kind,
-        "of": list(arm.of),
-        "trained": arm.trained,
+        **row,
         "score": _mean([c["score"] for c in measured]),
         "standard_error": _standard_error([c["score"] for c in measured]),
         "metrics": {m: _mean([c["metrics"][m] for c in measured if m in c["metrics"]]) for m in metrics},
         "spent": _mean(spent),
         "transductive": any(c["transductive"] for c in cells),
         "cells": cells,
-        "differs": arm.differs,
     }
 
 

@@ -108,16 +108,12 @@ def sentence(c: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 def cautions(result: Mapping[str, Any]) -> Iterator[str]:
     """What a reader has to know before believing the rest."""
-    openings = result["openings"]
-    if not openings:
-        yield "The sealed test was not opened: there are no results yet."
-    elif len(openings) == 1:
-        yield f"The sealed test was opened once, on {openings[0]['at']}, for all {len(openings[0]['cells'])} cells together."
-    else:
-        dates = ", ".join(o["at"] for o in openings)
-        yield f"PEEKED: the sealed test was opened {len(openings)} times ({dates}); what was added after the first time may have been chosen by it."
-    if peeked := [k for o in openings for k in o["peeked"]]:
-        yield f"PEEKED: the test of {len(peeked)} cells had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    pieces = result["pieces"]
+    for piece in pieces:
+        seeds = [f"seed {s}" for s in piece["seeds"]]
+        yield from _opened(piece, f" of {_and(seeds)}" if len(pieces) > 1 else "")
+    if len(pieces) > 1:
+        yield f"Made of {len(pieces)} pieces under one suite, each measured on its own; whoever ran a later one could have seen the earlier ones."
     for a in result["arms"]:
         if a.get("transductive"):
             yield f"TRANSDUCTIVE: {short(a['name'])} trained on the sealed questions of {a['task']}, without their answers; others never saw them."
@@ -129,3 +125,17 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"FAILED: {f['task']}/{f['arm']}, seed {f['seed']}: {f['reason']}."
     for what, why in result["left_out"].items():
         yield f"Left out: {what}, because {why}."
+
+
+def _opened(piece: Mapping[str, Any], of: str) -> Iterator[str]:
+    """When the sealed test of a piece was opened."""
+    openings = piece["openings"]
+    if not openings:
+        yield f"The sealed test{of} was not opened: there are no results yet."
+    elif len(openings) == 1:
+        yield f"The sealed test{of} was opened once, on {openings[0]['at']}, for all {len(openings[0]['cells'])} cells together."
+    else:
+        dates = ", ".join(o["at"] for o in openings)
+        yield f"PEEKED: the sealed test{of} was opened {len(openings)} times ({dates}); what was added after the first may have been chosen by it."
+    if peeked := [k for o in openings for k in o["peeked"]]:
+        yield f"PEEKED: the test of {len(peeked)} cells{of} had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."

@@ -57,12 +57,17 @@ def suite() -> Suite:
     return suite_of(["arms=[a]", "task=t", "budget.flops=100"])
 
 
-def result(suite: Suite, arms: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def piece(**changed: Any) -> dict[str, Any]:
+    machine = {"platform": "p", "python": "3", "processors": 2, "memory_gib": 8.0}
+    opened = [{"at": "now", "cells": ["a0"], "peeked": []}]
+    return {"seeds": [0, 1, 2], "openings": opened, "versions": {"numpy": "2"}, "commit": None, "machine": machine, **changed}
+
+
+def result(suite: Suite, arms: list[dict[str, Any]], changed: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {
         "suite": "x", "about": "", "seeds": [0, 1, 2], "unit": suite.unit, "budgets": dict(suite.budgets), "effect": suite.effect, "arms": arms,
-        "comparisons": comparisons(suite, arms), "failures": [], "left_out": {}, "openings": [{"at": "now", "cells": ["a0"], "peeked": []}],
-        "base": {"t": {"seed": 0}}, "versions": {"numpy": "2"}, "commit": None,
-        "machine": {"platform": "p", "python": "3", "processors": 2, "memory_gib": 8.0}, **more,
+        "comparisons": comparisons(suite, arms), "failures": [], "left_out": {}, "base": {"t": {"seed": 0}}, "pieces": [piece(**(changed or {}))],
+        **more,
     }  # fmt: skip
 
 
@@ -132,7 +137,7 @@ def test_an_arm_that_trained_on_the_sealed_questions_is_told(suite: Suite) -> No
 def test_peeking_and_failures_are_told(suite: Suite) -> None:
     opened = [{"at": "then", "cells": ["a0"], "peeked": ["a0"]}, {"at": "later", "cells": ["a1"], "peeked": []}]
     failures = [{"task": "t", "arm": "a", "seed": 3, "reason": "no space"}, {"task": "t", "arm": "a", "seed": 4, "reason": "not run yet"}]
-    said = list(cautions(result(suite, [arm("a", GOOD)], openings=opened, failures=failures, left_out={"x": "y"})))
+    said = list(cautions(result(suite, [arm("a", GOOD)], {"openings": opened}, failures=failures, left_out={"x": "y"})))
     assert any("opened 2 times" in s for s in said)
     assert any("somebody" in s for s in said)
     assert "FAILED: t/a, seed 3: no space." in said
@@ -189,7 +194,7 @@ def test_a_report_without_any_result_is_still_one(suite: Suite) -> None:
     empty["cells"] = [
         {**c, "score": None, "per_item": {}, "curve": [], "rounds": [], "edits": [], "by_stage": {}, "lineage": []} for c in empty["cells"]
     ]
-    found = result(suite, [empty], openings=[])
+    found = result(suite, [empty], {"openings": []})
     assert "not opened" in html(found)
     assert "not opened" in markdown(found)
 

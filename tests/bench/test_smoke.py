@@ -117,3 +117,16 @@ def test_the_embedded_model_is_compared_at_a_tiny_size(tmp_path: Path) -> None:
     assert {a["name"] for a in found["arms"]} == {"policy_gradient", "best_of_n", "random_edits", "supervised"}
     assert all(c["score"] is not None and c["spent"]["flops"] > 0 for a in found["arms"] for c in a["cells"])
     assert {c["verdict"] for c in found["comparisons"]} <= {"missing", "invalid"}, "one seed is no comparison"
+
+
+def test_seeds_of_several_machines_are_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith(("selfimprove bench arms=[toy]", "selfimprove bench --merge"))]
+    assert len(commands) == 3
+    assert [main(words) for words in commands] == [0, 0, 0]
+    found = json.loads((tmp_path / "runs" / "bench" / "both" / "result.json").read_text())
+    assert found["seeds"] == [0, 1]
+    assert [len(p["openings"]) for p in found["pieces"]] == [1, 1]
+    [compared] = found["comparisons"]
+    assert compared["seeds"] == 2
