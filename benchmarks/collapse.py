@@ -34,6 +34,7 @@ RUNS: dict[str, list[str]] = {
         "selector=before_collapse",
         *(f"+{where}.above.gap=0.4" for where in ("guard.collapse", "selector")),
         *(f"~{where}.above.{name}" for where in ("guard.collapse", "selector") for name in ("across", "no_answer", "kl")),
+        "~selector.rise.kl",
     ],
     "labelled_early_stop": ["guard=[rounds,plateau]", "guard.plateau.patience=2", "selector=best"],
     "threshold": ["guard=[rounds]", "rewarder.threshold=0.6"],

@@ -22,27 +22,45 @@ class Bounds:
     Args:
         above: the most that a metric may be.
         below: the least that a metric may be.
+        rise: the most that a metric may rise from a candidate's parent to the candidate, each measured on its own rollouts. A bound on how
+            fast a run moves finds the update that breaks it, where a bound on how far it went has to leave room for long healthy runs.
     """
 
     above: Mapping[str, float] = field(default_factory=dict)
     below: Mapping[str, float] = field(default_factory=dict)
+    rise: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*self.above, *self.below} - set(METRICS)):
+        if unknown := sorted({*self.above, *self.below, *self.rise} - set(METRICS)):
             raise ConfigError(f"{type(self).__name__} bounds {', '.join(METRICS)}; got {', '.join(unknown)}")
 
     @property
     def uses_labels(self) -> bool:
-        return bool(LABELLED & {*self.above, *self.below})
+        return bool(LABELLED & {*self.above, *self.below, *self.rise})
 
-    def broken(self, metrics: Mapping[str, float]) -> str | None:
-        """The first bound that these metrics break; None where all hold, or are not measured."""
+    def broken(self, lineage: Lineage) -> list[str | None]:
+        """For each round the first bound that its rollouts break; None where all hold, or are not measured."""
+        found: list[str | None] = []
+        known: dict[str, Mapping[str, float]] = {}
+        for one in lineage.rounds:
+            metrics = truth_of(one)
+            before = [known[p] for c in one.parents for p in lineage[c].parents if p in known]
+            found.append(self._broken(metrics, before))
+            if metrics:
+                known |= dict.fromkeys(one.parents, metrics)
+        return found
+
+    def _broken(self, metrics: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> str | None:
         for name, limit in self.above.items():
             if metrics.get(name, -math.inf) > limit:
                 return f"truth/{name} is {metrics[name]:.3f}, above {limit:g}"
         for name, limit in self.below.items():
             if metrics.get(name, math.inf) < limit:
                 return f"truth/{name} is {metrics[name]:.3f}, below {limit:g}"
+        for name, limit in self.rise.items():
+            rises = [metrics[name] - b[name] for b in before if name in metrics and name in b]
+            if rises and min(rises) > limit:
+                return f"truth/{name} is {metrics[name]:.3f} and rose by {min(rises):.3f} in one update, more than {limit:g}"
         return None
 
     def seen(self, lineage: Lineage) -> None:
@@ -56,7 +74,7 @@ class Collapse(Bounds):
     """A guard that stops when a metric leaves its bounds, in `patience` rounds in a row.
 
     Args:
-        above, below: as of `Bounds`.
+        above, below, rise: as of `Bounds`.
         patience: rounds in a row that must be out of bounds.
     """
 
@@ -72,8 +90,8 @@ class Collapse(Bounds):
         self.seen(lineage)
         if len(lineage) < self.patience:
             return None
-        reasons = [self.broken(truth_of(lineage.round(-1 - back))) for back in range(self.patience)]
-        return f"the run collapses: {reasons[0]}" if None not in reasons else None
+        reasons = self.broken(lineage)[-self.patience :]
+        return f"the run collapses: {reasons[-1]}" if None not in reasons else None
 
 
 @dataclass(kw_only=True)
@@ -97,8 +115,7 @@ class BeforeCollapse(Bounds):
 
     def _fallen(self, lineage: Lineage) -> set[str]:
         """The candidates that collapsed, or descend from one."""
-        rounds = (lineage.round(i) for i in range(len(lineage)))
-        bad = {p for r in rounds if self.broken(truth_of(r)) for p in r.parents}
+        bad = {p for r, reason in zip(lineage.rounds, self.broken(lineage), strict=True) if reason for p in r.parents}
         for candidate in lineage:  # parents come before their children
             if bad & set(candidate.parents):
                 bad.add(candidate.id)

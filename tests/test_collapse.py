@@ -42,6 +42,26 @@ def test_a_collapse_stops_a_run(patience: int, across: tuple[float, ...], stops:
     assert reason is None or "truth/across is" in reason
 
 
+def test_a_bound_on_how_fast_a_metric_rises() -> None:
+    guard = Collapse(rise={"across": 0.3})
+    assert not guard.should_stop(lineage_of(0.9)), "the root has no parent that it rose from"
+    assert not guard.should_stop(lineage_of(0.1, 0.35, 0.6, 0.85)), "slowly as far as it likes"
+    reason = guard.should_stop(lineage_of(0.1, 0.5))
+    assert reason is not None
+    assert "rose by 0.400 in one update, more than 0.3" in reason
+    assert not guard.should_stop(lineage_of(0.9, 0.1)), "falling is not rising"
+
+
+def test_a_candidate_is_compared_with_its_own_parent() -> None:
+    lineage = lineage_of(0.1, 0.5)
+    root = lineage.root
+    again = lineage + Round((root.id,), children=(root.derive("again"),), scores=((root.id, Evaluation(None, {"truth/across": 0.1}, error="-")),))
+    assert Collapse(rise={"across": 0.3}).should_stop(again) is None
+    back = BeforeCollapse(rise={"across": 0.3})
+    assert back.select(lineage) == [root]
+    assert back.select(again) == [again.latest]
+
+
 def test_bounds_below() -> None:
     guard = Collapse(below={"across": 0.3})
     assert guard.should_stop(lineage_of(0.2))
@@ -63,9 +83,10 @@ def test_a_guard_that_goes_by_labels_says_so() -> None:
     assert Collapse(above={"gap": 0.5}).uses_labels
     assert not Collapse(above={"across": 0.5}, below={"entropy": 0.1}).uses_labels
     assert BeforeCollapse(below={"accuracy": 0.5}).uses_labels
+    assert BeforeCollapse(rise={"gap": 0.5}).uses_labels
 
 
-@pytest.mark.parametrize("options", [{"above": {"acros": 1}}, {"patience": 0}])
+@pytest.mark.parametrize("options", [{"above": {"acros": 1}}, {"rise": {"acros": 1}}, {"patience": 0}])
 def test_bounds_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="Collapse bounds|patience"):
         Collapse(**options)
