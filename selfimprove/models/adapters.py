@@ -15,7 +15,7 @@ from safetensors.torch import load, save_file
 
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
-from selfimprove.models.layer import Adapter
+from selfimprove.models.tiles import Adapter
 
 UNLIKE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """Settings of PEFT with which an adapter is not (alpha / rank) B A everywhere."""

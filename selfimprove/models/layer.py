@@ -1,9 +1,8 @@
 """`run.models`: cuts calls into tiles, remembers every finished tile on disk, charges, and forgets content by rule.
 
 A *tile* is a group of requests of a shape that the configuration alone decides. Its digest covers the call, the
-requests and the engine, so that a resumed run finds the tiles it had finished. A tile's metadata (texts, numbers,
-charges) is kept; the weights that a train tile made are pruned by the retention rule and trained again if they are
-ever wanted again.
+requests and the engine, so that a resumed run finds the tiles it had finished (`tiles.py`). The weights that a train
+tile made are pruned by the retention rule and trained again if they are ever wanted again.
 """
 
 from __future__ import annotations
@@ -13,11 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from typing import Any, Protocol
 
 from selfimprove.errors import ConfigError, StorageError
 from selfimprove.identity import digest
@@ -31,35 +26,22 @@ from selfimprove.models.api import (
     Interpolated,
     Likelihood,
     Lora,
-    Objective,
-    Pair,
     Prefer,
     Reinforce,
     Reinforced,
-    Sample,
     Score,
     Train,
     Trained,
 )
 from selfimprove.models.recipes import Adopt, Evolve, Mix, Perturb, Recipe
-from selfimprove.models.shared import Shared, tile_path
+from selfimprove.models.shared import Shared
+from selfimprove.models.tiles import REPLAY, TRAINING, Adapter, Tiles, read
 from selfimprove.records import Part
-from selfimprove.storage import append_line, read_lines, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from selfimprove.storage import append_line, read_lines, write_json
 
 Request = Generate | Score | Train | Reinforce | Prefer | Interpolate
-TRAINING = ("train", "reinforce", "prefer", "interpolate")
-"""Calls that make weights."""
 MOMENTS = "optimizer."
 """What the names of an optimizer's tensors begin with, beside an adapter's."""
-TILES_IN_MEMORY = 8
-"""Train tiles whose adapters are kept in memory; the others are read from disk again."""
-
-Adapter = Mapping[str, "Tensor"]
-"""LoRA weights by PEFT's names: ``base_model.model.<module>.lora_A.weight`` (rank, in) and ``…lora_B.weight`` (out, rank); where weights
-move as a whole, what is added to each: ``<module>.weight`` (out, in)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,15 +122,12 @@ class Models:
         self.engine = engine
         self.folder = folder
         self.ledger = ledger
-        self.shared = shared
         self.notify: Callable[[int, int], None] = lambda done, total: None
         self._made: dict[str, tuple[str, int]] = {}  # digest of a policy or an optimizer -> (train tile, row)
-        self._cache: dict[str, dict[int, Adapter]] = {}  # train tile -> its adapters, moments included
-        self._trained: dict[str, list[Any]] = {}  # train tile -> its requests; of a derive tile, its recipes
+        self._tiles = Tiles(folder, shared)
         self._evolved: tuple[tuple[str, int], Adapter] = (("", 0), {})  # which row of which tile was evolved last, and its content
         self._folders: dict[str, tuple[Adapter, Lora]] = {}  # adopted adapters by the digest of their files
         self._layered: dict[str, Layered] = {}
-        self._fresh: list[str] = []  # train tiles whose weights are on disk and not yet ruled on
         self._settle(folder / "split.json")
         for number, line in enumerate(read_lines(folder / "parts.jsonl"), 1):
             try:
@@ -156,13 +135,12 @@ class Models:
                 self._remember_parts(str(tile), [str(p) for p in list(parts)])
             except (ValueError, TypeError) as e:
                 raise StorageError(
-                    f"{folder / 'parts.jsonl'}, line {number} names no tile and its parts ({e}); delete that line and resume{_REPLAY}"
+                    f"{folder / 'parts.jsonl'}, line {number} names no tile and its parts ({e}); delete that line and resume{REPLAY}"
                 ) from e
-        self._fresh = [p.stem for p in sorted(folder.glob("tiles/*/*.safetensors"))]
 
     def _settle(self, path: Path) -> None:
         """The engine's split is measured once and recorded, so that a resumed run cuts its work as before."""
-        split = self.engine.settle(self._read(path) if path.exists() else None)
+        split = self.engine.settle(read(path) if path.exists() else None)
         if not path.exists():
             write_json(path, dict(split))
 
@@ -217,8 +195,7 @@ class Models:
             self._above("", r, self.layered(r.policy))  # refused before anything is recorded
             self.ledger.charge(**self.engine.cost(r))
         name = digest("derive", encoded)
-        if not self._path(name, "json").exists():
-            write_json(self._path(name, "json"), {"call": "derive", "requests": encoded})
+        self._tiles.derive(name, encoded)
         self._define(name, [p.digest for p in parts])
         return parts
 
@@ -284,12 +261,8 @@ class Models:
             case Adopt():
                 return self._folder(recipe)[0]
         tile, row = self._made[name]
-        if tile not in self._cache:
-            path = self._path(tile, "safetensors")
-            if not path.exists():
-                self._write_weights(tile, self._computed(self._recipes(tile)))
-            self._remember(tile, self._load(path))
-        return self._cache[tile][row]
+        kept = self._tiles.weights(tile)
+        return (kept or self._tiles.put(tile, self._computed(self._tiles.requests(tile))))[row]
 
     def _computed(self, requests: Sequence[Any]) -> list[Adapter]:
         """What training makes of these requests once more."""
@@ -332,16 +305,16 @@ class Models:
     def _evolved_content(self, name: str) -> Adapter:
         """What an evolved policy adds to the weights, derived step by step from the last content that is in memory or on disk."""
         steps = [self._made[name]]
-        while steps[-1] != self._evolved[0] and not self._path(steps[-1][0], "safetensors").exists():
+        while steps[-1] != self._evolved[0] and not self._tiles.has_weights(steps[-1][0]):
             tile, row = steps[-1]
-            below = self._evolution(self.layered(self._recipes(tile)[row].policy))
+            below = self._evolution(self.layered(self._tiles.requests(tile)[row].policy))
             if below is None:
                 break
             steps.append(self._made[below])
         for tile, row in reversed(steps):
             if (tile, row) != self._evolved[0]:
-                path = self._path(tile, "safetensors")
-                found = self._load(path)[row] if path.exists() else self.engine.derive(self._recipes(tile)[row], self)
+                written = self._tiles.has_weights(tile)
+                found = self._tiles.load(tile)[row] if written else self.engine.derive(self._tiles.requests(tile)[row], self)
                 self._evolved = (tile, row), found
         return self._evolved[1]
 
@@ -378,13 +351,9 @@ class Models:
         for part in keep:
             wanted |= self._needed(part)
         (tile, row), content = self._evolved
-        if tile in wanted and not self._path(tile, "safetensors").exists():
-            self._write_packed(tile, {row: content})
-        for tile in self._fresh:
-            if tile not in wanted:
-                self._path(tile, "safetensors").unlink(missing_ok=True)
-                self._cache.pop(tile, None)
-        self._fresh = [t for t in self._fresh if t in wanted]
+        if tile in wanted and not self._tiles.has_weights(tile):
+            self._tiles.write(tile, {row: content})
+        self._tiles.prune(wanted)
 
     def _needed(self, policy: Part) -> set[str]:
         """The tiles whose content a policy is made of."""
@@ -404,18 +373,13 @@ class Models:
         for positions in tiles:
             tile = [requests[i] for i in positions]
             name = digest(call, self.engine.key, [dataclasses.asdict(r) for r in tile])
-            path = self._path(name, "json")
-            if not path.exists() and not self._taken(call, name):
+            if not self._tiles.find(call, name):
                 trains = call in TRAINING
                 rows, charges = compute(name, tile) if trains else compute(tile, self)
-                stored = {"call": call, "charges": charges, "results": [dataclasses.asdict(r) for r in rows]}
-                if trains:
-                    stored["requests"] = [dataclasses.asdict(r) for r in tile]
-                write_json(path, stored)
                 # Weights are large: those that runs have in common are the untouched model's inner loops.
-                if self.shared is not None and (not trains or (call == "train" and all(r.policy == self.root for r in tile))):
-                    self.shared.give(name, self.folder, weights=trains)
-            rows, charges = self._finished(path, result, len(tile))
+                give = not trains or (call == "train" and all(r.policy == self.root for r in tile))
+                self._tiles.finish(call, name, tile, rows, charges, give)
+            rows, charges = self._tiles.finished(name, result, len(tile))
             if call in TRAINING:
                 self._define(name, [r.policy.digest for r in rows])
             self.ledger.charge(**charges)
@@ -424,25 +388,6 @@ class Models:
             done += len(positions)
             self.notify(done, len(requests))
         return results
-
-    def _taken(self, call: str, name: str) -> bool:
-        """Whether another run has shared a tile, which is now this run's."""
-        if self.shared is None or not self.shared.take(name, self.folder, weights=call in TRAINING):
-            return False
-        if call in TRAINING:
-            self._fresh.append(name)
-        return True
-
-    def _finished(self, path: Path, result: type[Any], count: int) -> tuple[list[Any], dict[str, float]]:
-        """The results and charges of a tile that is on disk. Raises: StorageError."""
-        stored = self._read(path)
-        try:
-            rows = [result(**{**r, **{n: Part(**r[n]) for n in ("policy", "optimizer") if n in r}}) for r in stored["results"]]
-            if len(rows) != count:
-                raise ValueError(f"{len(rows)} results for {count} requests")
-            return rows, dict(stored["charges"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise _unreadable(path, e) from e
 
     def _train_tile(self, name: str, tile: Sequence[Train]) -> tuple[list[Trained], dict[str, float]]:
         return self._trained_tile(name, *self.engine.train(tile, self))
@@ -453,36 +398,20 @@ class Models:
     def _trained_tile(
         self, name: str, trained: Sequence[tuple[Adapter, int, float]], charges: dict[str, float]
     ) -> tuple[list[Trained], dict[str, float]]:
-        self._write_weights(name, [a for a, _, _ in trained])
+        self._tiles.put(name, [a for a, _, _ in trained])
         parts = [Part("adapter", digest("train", name, i)) for i in range(len(trained))]
         return [Trained(p, tokens, loss) for p, (_, tokens, loss) in zip(parts, trained, strict=True)], charges
 
     def _reinforce_tile(self, name: str, tile: Sequence[Reinforce]) -> tuple[list[Reinforced], dict[str, float]]:
         trained, charges = self.engine.reinforce(tile, self)
-        self._write_weights(name, [{**a, **moments} for a, moments, _, _ in trained])
+        self._tiles.put(name, [{**a, **moments} for a, moments, _, _ in trained])
         parts = [Part("adapter", digest("train", name, i)) for i in range(len(tile))]
         return [Reinforced(p, optimizer_of(p), tokens, *told) for p, (_, _, tokens, told) in zip(parts, trained, strict=True)], charges
 
     def _interpolate_tile(self, name: str, tile: Sequence[Interpolate]) -> tuple[list[Interpolated], dict[str, float]]:
         made, charges = self.engine.interpolate(tile, self)
-        self._write_weights(name, made)
+        self._tiles.put(name, made)
         return [Interpolated(Part("adapter", digest("train", name, i))) for i in range(len(tile))], charges
-
-    def _write_weights(self, tile: str, adapters: Sequence[Adapter]) -> None:
-        self._write_packed(tile, dict(enumerate(adapters)))
-        self._remember(tile, dict(enumerate(adapters)))
-
-    def _write_packed(self, tile: str, adapters: Mapping[int, Adapter]) -> None:
-        packed = {f"{row}/{k}": v.contiguous() for row, a in adapters.items() for k, v in a.items()}
-        write_bytes(self._path(tile, "safetensors"), save_tensors(packed))
-        if tile not in self._fresh:
-            self._fresh.append(tile)
-
-    def _remember(self, tile: str, adapters: dict[int, Adapter]) -> None:
-        """Keep a tile's adapters in memory, and let go of the oldest."""
-        self._cache[tile] = adapters
-        while len(self._cache) > TILES_IN_MEMORY:
-            del self._cache[next(iter(self._cache))]
 
     def _define(self, tile: str, parts: Sequence[str]) -> None:
         if any(p not in self._made for p in parts):
@@ -496,103 +425,9 @@ class Models:
     def _recipe(self, part: str) -> Any:
         """The request or recipe that makes a part. Raises: StorageError."""
         tile, row = self._made[part]
-        return self._recipes(tile)[row]
-
-    def _recipes(self, tile: str) -> list[Any]:
-        if tile not in self._trained:
-            path = self._path(tile, "json")
-            try:
-                stored = self._read(path, _REPLAY)
-                self._trained[tile] = [_DECODE[stored["call"]](r) for r in stored["requests"]]
-            except (KeyError, TypeError) as e:
-                raise _unreadable(path, e, _REPLAY) from e
-        return self._trained[tile]
-
-    def _path(self, tile: str, suffix: str) -> Path:
-        return tile_path(self.folder, tile, suffix)
-
-    def _read(self, path: Path, remedy: str = "") -> dict[str, Any]:
-        try:
-            return dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as e:
-            raise _unreadable(path, e, remedy) from e
-
-    def _load(self, path: Path) -> dict[int, Adapter]:
-        """The adapters of a train tile, by row. Raises: StorageError."""
-        try:
-            packed = load_tensors(path.read_bytes())
-            adapters: dict[int, dict[str, Tensor]] = {}
-            for key, value in packed.items():
-                row, name = key.split("/", 1)
-                adapters.setdefault(int(row), {})[name] = value
-        except (OSError, ValueError, SafetensorError) as e:
-            raise _unreadable(path, e) from e
-        return dict(adapters)
-
-
-_REPLAY = (
-    ". Where a finished round rests on it, delete journal.jsonl and parts.jsonl too: the rounds are told again from the tiles that "
-    "are left, and the rest is computed again"
-)
-
-
-def _unreadable(path: Path, e: Exception, remedy: str = "") -> StorageError:
-    return StorageError(f"tile {path} cannot be read ({e}); delete that file and resume, and it is computed again{remedy}")
+        return self._tiles.requests(tile)[row]
 
 
 def optimizer_of(policy: Part) -> Part:
     """The moments that the optimizer ended with when it made a policy."""
     return Part("optimizer", digest("optimizer", policy.digest))
-
-
-def _decode_train(data: Mapping[str, Any]) -> Train:
-    return Train(
-        policy=Part(**data["policy"]),
-        documents=tuple(Document(**d) for d in data["documents"]),
-        lora=_decode_lora(data["lora"]),
-        seed=data["seed"],
-    )
-
-
-def _decode_reinforce(data: Mapping[str, Any]) -> Reinforce:
-    return Reinforce(
-        policy=Part(**data["policy"]),
-        samples=tuple(_decode_sample(s) for s in data["samples"]),
-        lora=_decode_lora(data["lora"]),
-        objective=Objective(**data["objective"]),
-        optimizer=Part(**data["optimizer"]) if data["optimizer"] else None,
-        seed=data["seed"],
-    )
-
-
-def _decode_prefer(data: Mapping[str, Any]) -> Prefer:
-    return Prefer(
-        policy=Part(**data["policy"]),
-        reference=Part(**data["reference"]),
-        pairs=tuple(Pair(**p) for p in data["pairs"]),
-        lora=_decode_lora(data["lora"]),
-        beta=data["beta"],
-        seed=data["seed"],
-    )
-
-
-def _decode_interpolate(data: Mapping[str, Any]) -> Interpolate:
-    return Interpolate(Part(**data["policy"]), Part(**data["towards"]), data["share"])
-
-
-def _decode_sample(data: Mapping[str, Any]) -> Sample:
-    lists: dict[str, Any] = {n: tuple(v) for n, v in data.items() if isinstance(v, list)}
-    return Sample(**{**data, **lists})
-
-
-def _decode_lora(data: Mapping[str, Any]) -> Lora:
-    return Lora(**{**data, "targets": tuple(data["targets"])})
-
-
-_DECODE: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "derive": recipes.decode,
-    "train": _decode_train,
-    "reinforce": _decode_reinforce,
-    "prefer": _decode_prefer,
-    "interpolate": _decode_interpolate,
-}

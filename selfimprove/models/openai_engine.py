@@ -17,8 +17,9 @@ from selfimprove.endpoint import CHAT, COMPLETIONS, MODELS, Endpoint, Send, read
 from selfimprove.errors import ConfigError, ServerError
 from selfimprove.identity import digest
 from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Prefer, Reinforce, Score, Train
-from selfimprove.models.layer import Adapter, Engine, Request, Weights
+from selfimprove.models.layer import Engine, Request, Weights
 from selfimprove.models.recipes import Evolve, Perturb, Recipe
+from selfimprove.models.tiles import Adapter
 from selfimprove.records import Part
 from selfimprove.storage import storage_error
 

@@ -37,12 +37,13 @@ from selfimprove.models.api import (
 from selfimprove.models.bank import Bank, target_modules
 from selfimprove.models.frozen import Frozen
 from selfimprove.models.generate import Decoder
-from selfimprove.models.layer import MOMENTS, Adapter, Request, Weights
+from selfimprove.models.layer import MOMENTS, Request, Weights
 from selfimprove.models.packing import Ragged
 from selfimprove.models.processes import Job, Processes, several
 from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.models.reinforce import Start, reinforce
 from selfimprove.models.score import score
+from selfimprove.models.tiles import Adapter
 from selfimprove.models.train import plan, train
 from selfimprove.models.trl_dpo import EncodedPair, prefer_with_trl
 from selfimprove.models.trl_grpo import PersistentGRPO

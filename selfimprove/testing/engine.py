@@ -13,8 +13,9 @@ from typing import Any
 from selfimprove import identity
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Lora, Prefer, Reinforce, Score, Train
-from selfimprove.models.layer import Adapter, Request, Weights
+from selfimprove.models.layer import Request, Weights
 from selfimprove.models.recipes import Evolve, Perturb, Recipe
+from selfimprove.models.tiles import Adapter
 from selfimprove.records import Part
 
 Script = Callable[[Generate, tuple[Document, ...]], str]

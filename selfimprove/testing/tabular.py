@@ -11,8 +11,9 @@ import numpy as np
 from selfimprove import identity
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Completion, Document, Generate, Interpolate, Likelihood, Prefer, Reinforce, Score, Train
-from selfimprove.models.layer import Adapter, Weights
+from selfimprove.models.layer import Weights
 from selfimprove.models.recipes import Evolve, Perturb
+from selfimprove.models.tiles import Adapter
 from selfimprove.records import Part
 from selfimprove.testing.engine import ScriptedEngine
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 from selfimprove.models.api import Completion, Generate, Lora, Score, Train
-from selfimprove.models.layer import Adapter, Weights
+from selfimprove.models.layer import Weights
+from selfimprove.models.tiles import Adapter
 from selfimprove.testing import ScriptedEngine
 from selfimprove_seal import Accuracy, ClosedBook, ReSTEM, SelfEdits
 from selfimprove_seal.inner import InnerLoop
