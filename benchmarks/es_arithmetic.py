@@ -10,7 +10,7 @@ of answers, sampled at temperature 1. None is evaluated while it trains: all of 
 its budget; the defaults are such that the rounds of all arms end a little above it, and `spent` tells by how much. Then it opens the sealed test
 split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature
 that is best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg;
-run folders stay under --work.
+run folders stay under --work. The two tables' runs of an arm begin alike, so they find one another's finished tiles, and each is charged in full.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     for seed in options.seeds:
         for table, arm in runs(options):
             folder = folder_of(options, table, arm, seed)
-            train(folder, settings(options, table, arm, seed))
+            train(folder, settings(options, table, arm, seed), options.work / "tiles")
             if missing := [j for j in jobs(options, table, arm) if not piece(folder, j).exists()]:
                 subprocess.run([sys.executable, __file__, "--measure", str(folder), "--jobs", *missing], check=True)
         report(options)

@@ -88,11 +88,12 @@ def report(options: argparse.Namespace, folders: Mapping[str, Sequence[Path]]) -
         print(f"{name:28s} {c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]")
 
 
-def train(folder: Path, overrides: Sequence[str]) -> None:
-    """Start the run, or go on with it, as a user would."""
+def train(folder: Path, overrides: Sequence[str], tiles: Path | None = None) -> None:
+    """Start the run, or go on with it, as a user would. Args: tiles: where runs find one another's finished tiles."""
     if (folder / "test").exists():
         return  # finished, and being measured
     command = ["resume", str(folder)] if (folder / "config.yaml").exists() else ["run", *overrides, f"run.folder={folder}"]
+    command += [] if tiles is None else ["--tiles", str(tiles.absolute())]
     subprocess.run([sys.executable, "-m", "selfimprove.cli", *command], check=True)
 
 
