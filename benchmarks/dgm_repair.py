@@ -1,13 +1,13 @@
 """DGM and HGM against their ablations on program repair. Resumable: run it again after a kill.
 
-    python benchmarks/dgm_repair.py --seeds 0 1 2
+    python benchmarks/dgm_repair.py --seeds 3 4 5
     python benchmarks/dgm_repair.py --arms dgm greedy --children 20 --minutes 8
-    python benchmarks/dgm_repair.py --seeds 0 1 2 --report
+    python benchmarks/dgm_repair.py --seeds 3 4 5 --report
     python benchmarks/dgm_repair.py --seeds 0 --arms dgm --ranking model --children 6
 
 Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent
-and for the best one: the agent with the highest (solved + 1) / (measured + 2) on the training functions, so that one lucky task does not make
-an agent the best. With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets
+and for the best one: the agent with the highest 5 % quantile of its posterior on the training functions, so that a few lucky ones do not make
+an agent the best. Settings were chosen on validation functions, with other seeds (`dgm_exploration.py`). With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets
 the embedded model weigh them. The result is benchmarks/results/dgm_repair.json (with --ranking model dgm_repair_model.json) and its .svg;
 run folders stay under --work. --report writes the result of the runs that are finished, and runs nothing. `_dgm_report.py` says what is in it.
 """
@@ -56,7 +56,7 @@ class Until:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     parser.add_argument("--children", type=int, default=DEFAULTS["children"])
     parser.add_argument("--ranking", choices=["uniform", "model"], default=DEFAULTS["ranking"])
