@@ -5,11 +5,12 @@
     python benchmarks/dgm_repair.py --seeds 3 4 5 --report
     python benchmarks/dgm_repair.py --seeds 0 --arms dgm --ranking model --children 6
 
-Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent
-and for the best one: the agent with the highest 5 % quantile of its posterior on the training functions, so that a few lucky ones do not make
-an agent the best. Settings were chosen on validation functions, with other seeds (`dgm_exploration.py`). With --ranking uniform (the default) nobody weighs the changes of the grammar, and no model is opened; --ranking model lets
-the embedded model weigh them. The result is benchmarks/results/dgm_repair.json (with --ranking model dgm_repair_model.json) and its .svg;
-run folders stay under --work. --report writes the result of the runs that are finished, and runs nothing. `_dgm_report.py` says what is in it.
+Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent and for the
+best one: the agent with the highest 5 % quantile of its posterior on the training functions, so that a few lucky ones do not make an agent the
+best. Settings were chosen on validation functions, with other seeds (`dgm_exploration.py`). With --ranking uniform (the default) nobody weighs the
+changes of the grammar, and no model is opened; --ranking model lets the embedded model weigh them. The result is benchmarks/results/dgm_repair.json
+(with --ranking model dgm_repair_model.json) and its .svg; run folders stay under --work. --report writes the result of the runs that are finished,
+and runs nothing. `_dgm_report.py` says what is in it.
 """
 
 from __future__ import annotations
