@@ -168,7 +168,7 @@ def table_of(options: argparse.Namespace, table: str) -> dict[str, Any]:
         arm: {metric: interval(v) for metric, v in graded[arm].items()} | {"per_item": graded[arm]} for arm in (*UNTRAINED, *TRAINED) if arm in graded
     }
     spent = {
-        arm: {unit: float(np.mean([r["ledger"][unit] for r in made.values() if r["arm"] == arm])) for unit in (*UNITS.values(), "seconds")}
+        arm: {unit: float(np.mean([r["ledger"][unit] for r in made.values() if r["arm"] == arm])) for unit in UNITS.values()}
         for arm in dict.fromkeys(r["arm"] for r in made.values())
     }
     return {"budget": tables(options)[table], "unit": UNITS[table], "arms": arms, "pass_at_1_differences": compared, "spent": spent, "runs": made}

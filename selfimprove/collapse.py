@@ -22,8 +22,8 @@ class Bounds:
     Args:
         above: the most that a metric may be.
         below: the least that a metric may be.
-        rise: the most that a metric may rise from a candidate's parent to the candidate, each measured on its own rollouts. A bound on how
-            fast a run moves finds the update that breaks it, where a bound on how far it went has to leave room for long healthy runs.
+        rise: the most that a metric may rise from the last round of a parent's parent to the parent's (each the mean of its round's rollouts).
+            A bound on how fast a run moves finds the update that breaks it, where one on how far it went leaves room for long healthy runs.
     """
 
     above: Mapping[str, float] = field(default_factory=dict)
@@ -38,17 +38,12 @@ class Bounds:
     def uses_labels(self) -> bool:
         return bool(LABELLED & {*self.above, *self.below, *self.rise})
 
-    def broken(self, lineage: Lineage) -> list[str | None]:
-        """For each round the first bound that its rollouts break; None where all hold, or are not measured."""
-        found: list[str | None] = []
-        known: dict[str, Mapping[str, float]] = {}
-        for one in lineage.rounds:
-            metrics = truth_of(one)
-            before = [known[p] for c in one.parents for p in lineage[c].parents if p in known]
-            found.append(self._broken(metrics, before))
-            if metrics:
-                known |= dict.fromkeys(one.parents, metrics)
-        return found
+    def broken(self, lineage: Lineage, index: int) -> str | None:
+        """The first bound that the rollouts of a round break; None where all hold, or are not measured."""
+        one = lineage.round(index)
+        position = index if index >= 0 else len(lineage) + index
+        above = {p for c in one.parents for p in lineage[c].parents} if self.rise else set()
+        return self._broken(truth_of(one), [m for p in above if (m := _measured(lineage, p, position))])
 
     def _broken(self, metrics: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> str | None:
         for name, limit in self.above.items():
@@ -67,6 +62,11 @@ class Bounds:
         """Raises: ConfigError, where the last round had trials and the monitor saw nothing of it."""
         if len(lineage) and lineage.round(-1).trials and not truth_of(lineage.round(-1)):
             raise ConfigError(f"{type(self).__name__} goes by the truth monitor, and it saw no rollouts; add middleware=[truth], or choose another")
+
+
+def _measured(lineage: Lineage, candidate: str, before: int) -> Mapping[str, float]:
+    """What the monitor saw in the last round before this one in which a candidate was a parent."""
+    return next((m for i in range(before - 1, -1, -1) if candidate in lineage.round(i).parents and (m := truth_of(lineage.round(i)))), {})
 
 
 @dataclass(kw_only=True)
@@ -90,8 +90,8 @@ class Collapse(Bounds):
         self.seen(lineage)
         if len(lineage) < self.patience:
             return None
-        reasons = self.broken(lineage)[-self.patience :]
-        return f"the run collapses: {reasons[-1]}" if None not in reasons else None
+        reasons = [self.broken(lineage, -1 - back) for back in range(self.patience)]
+        return f"the run collapses: {reasons[0]}" if None not in reasons else None
 
 
 @dataclass(kw_only=True)
@@ -115,7 +115,7 @@ class BeforeCollapse(Bounds):
 
     def _fallen(self, lineage: Lineage) -> set[str]:
         """The candidates that collapsed, or descend from one."""
-        bad = {p for r, reason in zip(lineage.rounds, self.broken(lineage), strict=True) if reason for p in r.parents}
+        bad = {p for i in range(len(lineage)) if self.broken(lineage, i) for p in lineage.round(i).parents}
         for candidate in lineage:  # parents come before their children
             if bad & set(candidate.parents):
                 bad.add(candidate.id)

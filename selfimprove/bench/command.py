@@ -103,7 +103,7 @@ def merge(paths: Sequence[Path], out: Path | None, console: Console) -> Path:
     """
     found = merged(paths)
     folder = out or Path("runs", "bench", found["suite"])
-    if (folder / CELLS).exists():
+    if (folder / CELLS).exists() or (folder / RESULT).resolve() in {(p / RESULT if p.is_dir() else p).resolve() for p in paths}:
         raise ConfigError(f"{folder} holds a benchmark of its own, whose report would be lost; name another folder with --out")
     _report(found, folder, console)
     return folder

@@ -113,6 +113,10 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
         seeds = [f"seed {s}" for s in piece["seeds"]]
         yield from _opened(piece, f" of {_and(seeds)}" if len(pieces) > 1 else "")
     if len(pieces) > 1:
+        if _items_in_common(result):
+            yield "PEEKED: pieces have sealed questions in common, so whoever ran a later one could have chosen it by the earlier ones."
+        if len({str((p["commit"], p["versions"])) for p in pieces}) > 1:
+            yield "The pieces were not made with one commit and the same versions; the end of the report says with which."
         yield f"Made of {len(pieces)} pieces under one suite, each measured on its own; whoever ran a later one could have seen the earlier ones."
     for a in result["arms"]:
         if a.get("transductive"):
@@ -139,3 +143,12 @@ def _opened(piece: Mapping[str, Any], of: str) -> Iterator[str]:
         yield f"PEEKED: the sealed test{of} was opened {len(openings)} times ({dates}); what was added after the first may have been chosen by it."
     if peeked := [k for o in openings for k in o["peeked"]]:
         yield f"PEEKED: the test of {len(peeked)} cells{of} had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+
+
+def _items_in_common(result: Mapping[str, Any]) -> bool:
+    """Whether two pieces measured the same item of the same split."""
+    of = {s: i for i, piece in enumerate(result["pieces"]) for s in piece["seeds"]}
+    seen: dict[tuple[str, str], int] = {}
+    return any(
+        seen.setdefault((a["task"], item), of[c["seed"]]) != of[c["seed"]] for a in result["arms"] for c in a["cells"] for item in c["per_item"]
+    )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfimprove.bench.merging import merged
+from selfimprove.bench.merging import _alike, merged
 from selfimprove.bench.report import html, markdown
 from selfimprove.bench.result import assembled, averaged
 from selfimprove.bench.suite import suite_of
@@ -40,7 +40,7 @@ def result(seeds: list[int], rates: dict[str, list[int]]) -> dict[str, Any]:
     arms = [averaged(row, [cell(row["name"], s, rates[row["name"]][s]) for s in seeds], suite.unit) for row in rows]
     keys = [c["key"] for a in arms for c in a["cells"]]
     piece = {"seeds": seeds, "openings": [{"at": "now", "cells": keys, "peeked": []}], "versions": {}, "machine": MACHINE, "commit": None}
-    base = {"t": {"seed": seeds[0], "run.folder": f"x/{seeds[0]}", "lr": 0.1}}
+    base = {"t": {"seed": seeds[0], "task.path": f"/somewhere/data10_{seeds[0]}.json", "lr": 0.1, "samples": 5}}
     return json.loads(json.dumps(assembled(suite, arms, [piece], {"failures": [], "left_out": {}, "base": base})))
 
 
@@ -73,6 +73,37 @@ def test_the_report_says_when_each_piece_was_opened(tmp_path: Path, capsys: pyte
     assert "PEEKED" not in markdown(found)
 
 
+@pytest.mark.parametrize(("value", "other"), [(2, 3), ("d10/2.json", "d10/3.json"), ("/a/b/2.json", "/c/3.json"), ([2, "x"], [3, "x"]), (1.5, 1.5)])
+def test_values_that_are_alike_but_for_the_seed_and_the_folder(value: Any, other: Any) -> None:
+    assert _alike(value, other, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "other"), [(2, 4), (2.5, 3.5), ("a/b/2.json", "c/3.json"), (True, 1), ([2], [3, 3]), ("12", "14"), (2, "3"), (None, 3)]
+)
+def test_values_that_are_not(value: Any, other: Any) -> None:
+    assert not _alike(value, other, 2, 3)
+
+
+def test_a_merged_benchmark_is_a_piece_too(tmp_path: Path) -> None:
+    pieces = [put(tmp_path / n, result(s, RATED)) for n, s in (("one", [2, 3]), ("other", [0, 1]), ("last", [4]))]
+    both = put(tmp_path / "both", json.loads(json.dumps(merged(pieces[:2]))))
+    assert merged([both, pieces[2]])["comparisons"] == result([0, 1, 2, 3, 4], RATED)["comparisons"]
+
+
+def test_pieces_with_the_same_questions_are_no_seals(tmp_path: Path) -> None:
+    one, other = result([0, 1], RATED), result([2, 3], RATED)
+    other["arms"][0]["cells"][0]["per_item"] |= {"0/3": 1.0}
+    found = merged([put(tmp_path / "one", one), put(tmp_path / "other", other)])
+    assert "PEEKED: pieces have sealed questions in common" in markdown(found)
+
+
+def test_another_commit_is_told(tmp_path: Path) -> None:
+    other = result([2, 3], RATED)
+    other["pieces"][0]["commit"] = "abc"
+    assert "not made with one commit" in markdown(merged([put(tmp_path / "one", result([0, 1], RATED)), put(tmp_path / "other", other)]))
+
+
 def changed(found: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
     made = copy.deepcopy(found)
     at: Any = made
@@ -87,9 +118,10 @@ def changed(found: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
     [
         (("suite",), "y", "the suite's name"),
         (("written", "effect"), 0.2, "what the suite says"),
-        (("base", "t", "lr"), 0.2, "the configuration of the first arm"),
-        (("base", "t"), {}, "the configuration of the first arm"),
-        (("arms", 0, "differs"), {"a": 1}, "the arms"),
+        (("base", "t", "lr"), 0.2, "the configuration of their arms"),
+        (("base", "t"), {}, "the configuration of their arms"),
+        (("arms", 0, "differs"), {"a": 1}, "the configuration of their arms"),
+        (("arms", 0, "name"), "b", "the arms"),
         (("left_out",), {"x": "y"}, "could not be made"),
         (("schema",), 2, "schema 2"),
     ],
@@ -111,14 +143,28 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5)
 
 
-@given(path=st.sampled_from([*(("arms", 0, k) for k in ("cells", "name")), ("pieces",), ("base",), ("seeds",), ("written",), ("arms",)]), to=JSON)
+PLACES = [("pieces",), ("base",), ("seeds",), ("written",), ("arms",), ("failures",), ("suite",), *(("arms", 0, k) for k in ("cells", "name"))]
+PLACES += [*(("pieces", 0, k) for k in result([0], {"a": [1]})["pieces"][0]), *(("arms", 0, "cells", 0, k) for k in cell("a", 0, 1))]
+
+
+@given(path=st.sampled_from(PLACES), to=JSON | st.floats() | st.integers(10**400, 10**401))
 def test_a_damaged_piece_is_a_clear_error(tmp_path_factory: pytest.TempPathFactory, path: tuple[Any, ...], to: Any) -> None:
     at = tmp_path_factory.mktemp("pieces")
     one, other = put(at / "one", result([0, 1], RATED)), put(at / "other", changed(result([2, 3], RATED), *path, to=to))
     try:
-        merged([one, other])
+        found = merged([one, other])
     except UserError:
         return
+    markdown(found), html(found)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", None, ""])
+def test_a_report_lies_where_its_reader_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    pieces = [put(tmp_path / n, changed(result(s, RATED), "suite", to=name)) for n, s in (("one", [0, 1]), ("other", [2, 3]))]
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["bench", "--merge", *map(str, pieces)]) != 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 3}', "null"])
@@ -136,3 +182,4 @@ def test_a_report_of_its_own_is_not_overwritten(tmp_path: Path, capsys: pytest.C
     (pieces[0] / "cells.json").write_text("{}")
     assert main(["bench", "--merge", *map(str, pieces), "--out", str(pieces[0])]) != 0
     assert "holds a benchmark of its own" in capsys.readouterr().err
+    assert main(["bench", "--merge", *map(str, pieces), "--out", str(pieces[1])]) != 0
