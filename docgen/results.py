@@ -83,6 +83,13 @@ MEASURED: dict[str, tuple[Result, ...]] = {
     ),
     "evolution": (
         Result(
+            "es_arithmetic.json",
+            "products, sealed questions, at the same FLOPs",
+            "python benchmarks/es_arithmetic.py --seeds 0 1 2 engine.threads=1",
+            {"pass@1": "pass_at_1", "pass@8": "pass_at_8"},
+            rows={"untrained": "untrained, temperature 1", "untrained_greedy": "untrained, greedy", "es": "ES", "eggroll": "EGGROLL"},
+        ),
+        Result(
             "es_throughput.json",
             "tokens a second beside plain inference",
             "python benchmarks/es_throughput.py",
