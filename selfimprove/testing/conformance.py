@@ -5,7 +5,7 @@
         overrides = ("editor.edits=2",)         # optional: the size at which it runs, another task or grader
 
 A strategy says the same to `selfimprove check` in a comment of its own file: ``# check: grader=exact editor.prompts=2``.
-It runs two rounds on the toy task with the scripted engine, where nothing else is said.
+It runs two rounds on the toy task with the scripted engine, graded by exact match, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfimprove.session import Parts, Session
 from selfimprove.testing.audit import MeteredEngine, sealed, unsafe_files
 from selfimprove.testing.kill import digest_after_kill, kill_points
 
-SMALL = ("task=toy", "engine=toy", "observer=[]", "guard=[rounds]")
+SMALL = ("task=toy", "grader=exact", "engine=toy", "observer=[]", "guard=[rounds]")
 """Where nothing else is said."""
 _COMMENT = "# check:"
 
