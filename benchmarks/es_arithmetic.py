@@ -7,7 +7,8 @@ The task, the questions, the answers' length and the policy gradient's settings 
 chosen on validation with another seed (`es_exploration.py`). For each seed and each table it trains one run per arm on the train split until its
 budget is spent: nominal FLOPs in the table `flops`, generated tokens in the table `tokens`. All are rewarded by the same labels for the same kind
 of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. A run stops after the round that spends
-its budget; the defaults are such that the rounds of all arms end a little above it, and `spent` tells by how much. Then it opens the sealed test
+its budget, and `spent` tells by how much; the policy gradient, whose rounds are large, is measured one round earlier too (`policy_gradient_within`).
+Then it opens the sealed test
 split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature
 that is best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg;
 run folders stay under --work. The two tables' runs of an arm begin alike, so they find one another's finished tiles, and each is charged in full.
@@ -41,6 +42,8 @@ TRAINED = {
 }
 UNTRAINED = {"untrained": 1.0, "untrained_greedy": 0.0, "untrained_best_temperature": None}
 """The temperature at which the root answers; None is the best one on validation."""
+WITHIN = "policy_gradient_within"
+"""The policy gradient one round earlier, within the budget of the first table: its rounds are large, so that its last one ends well above."""
 UNITS = {"flops": "flops", "tokens": "generated_tokens"}
 """The ledger's unit that each table's budget is in. The first table is the main one."""
 SAMPLES = 8
@@ -96,8 +99,9 @@ def settings(options: argparse.Namespace, table: str, arm: str, seed: int) -> li
 
 
 def jobs(options: argparse.Namespace, table: str, arm: str) -> list[str]:
-    """What is measured of a finished run: its last candidate and, with the first run of a seed, the root."""
-    return [arm, *(UNTRAINED if (table, arm) == runs(options)[0] else ())]
+    """What is measured of a finished run: its last candidate, with the first run of a seed the root, and what the policy gradient had before."""
+    within = [WITHIN] if (table, arm) == ("flops", "policy_gradient") else []
+    return [arm, *within, *(UNTRAINED if (table, arm) == runs(options)[0] else ())]
 
 
 def measure(folder: Path, names: Sequence[str]) -> None:
@@ -113,7 +117,8 @@ def measure(folder: Path, names: Sequence[str]) -> None:
     run, lineage = opened.run, opened.lineage
     about = {"commit": commit(), "machine": {**describe(torch.device(run.models.engine.key["device"])), "engine": dict(run.models.engine.key)}}
     for name in names:
-        policy = (lineage.root if name in UNTRAINED else lineage.latest).parts["policy"]
+        before = lineage.round(-1).parents[0]  # what the last round began with
+        policy = (lineage.root if name in UNTRAINED else lineage[before] if name == WITHIN else lineage.latest).parts["policy"]
         told = UNTRAINED.get(name, 1.0)
         temperature = best if told is None else told
         with run.stage("evaluate", 1):
@@ -157,20 +162,24 @@ def table_of(options: argparse.Namespace, table: str) -> dict[str, Any]:
             if pieces and where == table:
                 about = {j: {k: p[k] for k in ("temperature", "commit", "machine")} for j, p in pieces.items()}
                 made[folder.name] = {"arm": arm, "seed": seed, **rounds_of(folder), "measured": about}
-    others = [*UNTRAINED, "policy_gradient"]
+    others = [*UNTRAINED, "policy_gradient", WITHIN]
     compared = {
         f"{a}_vs_{b}": difference(graded[a]["pass_at_1"], graded[b]["pass_at_1"])
-        for a in TRAINED
+        for a in (*TRAINED, WITHIN)
         for b in others
         if a != b and a in graded and b in graded and graded[a]["pass_at_1"].keys() == graded[b]["pass_at_1"].keys()
     }
     arms = {
-        arm: {metric: interval(v) for metric, v in graded[arm].items()} | {"per_item": graded[arm]} for arm in (*UNTRAINED, *TRAINED) if arm in graded
+        arm: {metric: interval(v) for metric, v in graded[arm].items()} | {"per_item": graded[arm]}
+        for arm in (*UNTRAINED, *TRAINED, WITHIN)
+        if arm in graded
     }
     spent = {
         arm: {unit: float(np.mean([r["ledger"][unit] for r in made.values() if r["arm"] == arm])) for unit in UNITS.values()}
         for arm in dict.fromkeys(r["arm"] for r in made.values())
     }
+    if cheaper := [r["spent_before"][-1] for r in made.values() if WITHIN in r["measured"]]:
+        spent[WITHIN] = {unit: float(np.mean([c[unit] for c in cheaper])) for unit in UNITS.values()}
     return {"budget": tables(options)[table], "unit": UNITS[table], "arms": arms, "pass_at_1_differences": compared, "spent": spent, "runs": made}
 
 
