@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfimprove import discovery
 from selfimprove.hooks import hookimpl
 from selfimprove.journal import lineage_digest
 from selfimprove.session import Session
@@ -66,7 +65,7 @@ class _Clock:
 
 def _in_a_process(make: Make, folder: Path, at: int | None, hooks: bool) -> tuple[bool, int]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["selfimprove.testing", *(s.package for s in discovery.sources())])  # imported once, not in every process
+    context.set_forkserver_preload(["selfimprove.testing"])
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(make, folder, at, hooks, sending))
     process.start()
