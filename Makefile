@@ -7,6 +7,9 @@ PYTHON ?= python3
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
 # What the demo runs; `make demo SETTINGS='strategy=seal seed=1'` runs something else.
 SETTINGS ?= strategy=seal editor.contexts=5 editor.edits=4 task.train=10 task.validation=6
+# How many processes test at a time, with one thread each. They take a file of tests at a time, since its tests share what is slow to make.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -20,12 +23,12 @@ demo: env
 	$(BIN)/selfimprove run $(SETTINGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: test slow
 
 slow: env
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: env
 	$(BIN)/ruff check .

@@ -18,6 +18,13 @@ settings.register_profile("default", deadline=None, max_examples=60)
 settings.load_profile("default")
 
 
+def pytest_configure() -> None:
+    """As models/torch_engine.py does, so that a strategy with subnormal numbers fails whatever test comes first."""
+    import torch  # reads OMP_NUM_THREADS
+
+    torch.set_flush_denormal(True)
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ServerScript], LoopbackServer]]:
     """Starts servers on loopback, with a key for them in the environment; they end with the test."""
