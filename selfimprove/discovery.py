@@ -13,10 +13,11 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -229,12 +230,11 @@ def missing_target(target: str) -> str | None:
     if spec.origin is None or not spec.origin.endswith(".py"):
         return None
     try:
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        known = _read(spec.origin).bound
     except (OSError, SyntaxError, UnicodeDecodeError) as e:
         return f"_target_ {target}: {spec.origin} cannot be read ({e})"
     if (absent := missing_import(module)) is not None:
         return f"_target_ {target}: {absent}"
-    known = set(_bound(tree))
     if name in known or {"*", "__getattr__"} & known:
         return None
     return f"_target_ {target}: module {module} has no {name}{nearest(name, known)}"
@@ -250,23 +250,44 @@ def missing_import(module: str, seen: set[str] | None = None) -> str | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     try:
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        wanted = _read(spec.origin).imports
     except (OSError, SyntaxError, UnicodeDecodeError) as e:
         return f"{spec.origin} cannot be read ({e})"
-    for node in tree.body:  # what stands in functions, in a `try` or under an `if` need not be there
+    for name in wanted:
+        first = name.partition(".")[0]
+        if first not in sys.stdlib_module_names and find_spec(name if first == top else first) is None:
+            return f"module {module} imports {name}, which is not installed"
+        if first == top and (deeper := missing_import(name, seen)) is not None:
+            return deeper
+    return None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the text of a module says."""
+
+    imports: tuple[str, ...]
+    """What it imports at its top level; what stands in functions, in a `try` or under an `if` need not be there."""
+    bound: frozenset[str]
+
+
+def _read(path: str) -> _Read:
+    """Raises: OSError, SyntaxError, UnicodeDecodeError."""
+    now = os.stat(path)
+    return _read_once(path, now.st_mtime_ns, now.st_size)
+
+
+@cache  # many options are of the same modules
+def _read_once(path: str, changed: int, size: int) -> _Read:
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    imports: list[str] = []
+    for node in tree.body:
         match node:
             case ast.Import(names=names):
-                wanted = [n.name for n in names]
+                imports += [n.name for n in names]
             case ast.ImportFrom(module=str(name), level=0):
-                wanted = [name]
-            case _:
-                continue
-        for name in wanted:
-            if find_spec(name if name.partition(".")[0] == top else name.partition(".")[0]) is None:
-                return f"module {module} imports {name}, which is not installed"
-            if name.partition(".")[0] == top and (deeper := missing_import(name, seen)) is not None:
-                return deeper
-    return None
+                imports.append(name)
+    return _Read(tuple(imports), frozenset(_bound(tree)))
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
