@@ -7,9 +7,9 @@
 
 Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent and for the
 best one: the agent with the highest 5 % quantile of its posterior on the training functions, so that a few lucky ones do not make an agent the
-best. DGM has the mean of the three best scores as midpoint. That was chosen on validation functions with other seeds (`dgm_exploration.py`); all
-seeds split one pool of 157 functions, so those overlap with the sealed ones here. With --ranking uniform (the default) nobody weighs the
-changes of the grammar, and no model is opened; --ranking model lets the embedded model weigh them. The result is benchmarks/results/dgm_repair.json
+best. DGM has the mean of the three best scores as midpoint. Both were chosen on validation functions, with other seeds (`dgm_exploration.py`). All
+seeds have the same 50 sealed functions, and no seed trains or validates on them. With --ranking uniform (the default) nobody weighs the changes of
+the grammar, and no model is opened; --ranking model lets the embedded model weigh them. The result is benchmarks/results/dgm_repair.json
 (with --ranking model dgm_repair_model.json) and its .svg; run folders stay under --work. --report writes the result of the runs that are finished,
 and runs nothing. `_dgm_report.py` says what is in it.
 """
