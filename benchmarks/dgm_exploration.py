@@ -3,9 +3,9 @@
     python benchmarks/dgm_exploration.py --seeds 10 11 12
 
 The seeds are not those of `dgm_repair.py`, and the sealed functions, which all seeds share, stay closed. Each run makes as many children as there,
-with nobody weighing the changes. From the measurements on training functions alone two agents are called the best, and both are measured on the validation functions:
-``mean`` has the highest (solved + 1) / (measured + 2), ``belief`` the highest 5 % quantile of Beta(1 + solved, 1 + failed), as HGM chooses the
-agent that it returns (Wang et al. 2025). The result is benchmarks/results/dgm_exploration.json; run folders stay under --work.
+with nobody weighing the changes. From the measurements on training functions alone two agents are called the best, and both are measured on the
+validation functions: ``mean`` has the highest (solved + 1) / (measured + 2), ``belief`` the highest 5 % quantile of Beta(1 + solved, 1 + failed),
+as HGM chooses the agent that it returns (Wang et al. 2025). The result is benchmarks/results/dgm_exploration.json; run folders stay under --work.
 """
 
 from __future__ import annotations

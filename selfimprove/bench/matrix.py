@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,8 @@ from selfimprove.runfolder import flat
 
 SAME = ("task", "grader", "model", "engine")
 """Groups that all arms of a task have in common: the null arms take them from its first strategy."""
+ASKED = ("template", "chat", "max_tokens", "stop")
+"""What of an `Asking` says how a model is asked; the rest says how it is decoded."""
 AT_EQUAL_COST = ("majority", "best_of_n")
 """Untrained null arms that take as many samples as the budget pays for."""
 
@@ -78,14 +82,16 @@ def matrix(suite: Suite) -> Matrix:
     bases: dict[str, dict[str, Any]] = {}
     for task in suite.tasks:
         own = [a for a in suite.arms if not a.tasks or task.name in a.tasks]
+        task = dataclasses.replace(task, overrides=(*_agreed(suite, task, own), *task.overrides))
         rows = [_arm(suite, task, a.name, "strategy", a.overrides, ()) for a in own]
         rows += [row for a in own for row in _nulls_of(suite, task, a, left_out)]
         same = [f"{g}={name}" for g in SAME if own and (name := rows[0].configuration["choices"].get(g))]
+        asked = _asked(rows)
         for null in suite.nulls if own else ():
             if null in UNTRAINED:
-                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, task, null), *task.untouched), ()))
+                rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, task, null), *asked, *task.untouched), ()))
             elif null == "supervised" and task.supervised is not None:
-                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *task.supervised), ()))
+                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *asked, *task.supervised), ()))
         _check_same(suite, rows)
         merged = _merged(rows)
         if merged:
@@ -102,16 +108,34 @@ def matrix(suite: Suite) -> Matrix:
 def _nulls_of(suite: Suite, task: TaskEntry, arm: ArmEntry, left_out: dict[str, str]) -> list[Arm]:
     """The null arms that are made of an arm."""
     rows = []
+    composed = _composed(suite, task, arm.name, _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True))
     if "random_reward" in suite.nulls:
-        rows.append(_arm(suite, task, "random_reward", "random_reward", (*arm.overrides, *arm.random_reward), (arm.name,)))
+        random = _wrapped(composed, "shuffled_rewards") if arm.random_reward is None else arm.random_reward
+        rows.append(_arm(suite, task, "random_reward", "random_reward", (*arm.overrides, *random), (arm.name,)))
     if "random_edits" in suite.nulls:
-        composed = _composed(suite, task, arm.name, _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True))
         if reason := _not_shuffled(composed):
             left_out[f"{task.name}/random_edits ({arm.name})"] = reason
         else:
-            wrappers = [*composed.choices["middleware"], "shuffled_edits"]
-            rows.append(_arm(suite, task, "random_edits", "random_edits", (*arm.overrides, f"middleware=[{','.join(wrappers)}]"), (arm.name,)))
+            random = _wrapped(composed, "shuffled_edits")
+            rows.append(_arm(suite, task, "random_edits", "random_edits", (*arm.overrides, *random), (arm.name,)))
     return rows
+
+
+def _wrapped(composed: Config, wrapper: str) -> tuple[str, ...]:
+    return (f"middleware=[{','.join([*composed.choices['middleware'], wrapper])}]",)
+
+
+def _agreed(suite: Suite, task: TaskEntry, arms: Sequence[ArmEntry]) -> tuple[str, ...]:
+    """The options that some arms' strategies choose of what all arms have in common, and other strategies leave open: they are everybody's."""
+    default = configuration.compose([]).choices
+    found: dict[str, set[str]] = {g: set() for g in SAME}
+    for arm in arms:
+        words = _overrides(suite, task, arm.overrides, suite.seeds[0], trained=True)
+        choices = _composed(suite, task, arm.name, words).choices
+        for group in SAME:
+            if choices[group] != default[group] and not any(w.startswith(f"{group}=") for w in words):
+                found[group].add(choices[group])
+    return tuple(f"{group}={names.pop()}" for group, names in found.items() if len(names) == 1)
 
 
 def _not_shuffled(composed: Config) -> str | None:
@@ -121,6 +145,22 @@ def _not_shuffled(composed: Config) -> str | None:
     if produced is None or all(issubclass(p, Text) for p in produced):
         return None
     return f"its edits are {', '.join(p.__name__ for p in produced)}, which hold no text to exchange"
+
+
+def _asked(rows: Sequence[Arm]) -> tuple[str, ...]:
+    """How the first arm asks that says how it does, so that the untouched model is asked the same way."""
+    parts = [part for row in rows for part in map(row.configuration.get, ("editor", "rewarder")) if isinstance(part, Mapping)]
+    asking = next((part["asking"] for part in parts if isinstance(part.get("asking"), Mapping)), {})
+    return tuple(f"editor.asking.{key}={_written(asking[key])}" for key in ASKED if key in asking)
+
+
+def _written(value: Any) -> str:
+    """A value as an override has it."""
+    if isinstance(value, str):
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda m: 2 * m[1] + m[2].replace('"', '\\"'), value) + '"'
+    if isinstance(value, Sequence):
+        return f"[{','.join(map(_written, value))}]"
+    return json.dumps(value)
 
 
 def _untouched(suite: Suite, task: TaskEntry, method: str) -> tuple[str, ...]:

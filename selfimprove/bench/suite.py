@@ -44,8 +44,8 @@ class ArmEntry:
     overrides: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     """The tasks that it runs on; empty is all of them."""
-    random_reward: tuple[str, ...] = ("rewarder=chance",)
-    """What makes its reward random, for a rewarder that has to stay because the work it does is part of the cost."""
+    random_reward: tuple[str, ...] | None = None
+    """What makes its reward random; None exchanges the rewards of a round among its trials, which costs what they cost and suits every updater."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _arm(suite: str, name: str, value: Any, tasks: Sequence[str]) -> ArmEntry:
     chosen = _texts(f"{at}.tasks", fields.get("tasks", []))
     if strange := [t for t in chosen if t not in tasks]:
         raise ConfigError(f"{at}.tasks: there is no task {strange[0]!r}{nearest(strange[0], tasks)} in this suite")
-    random = _texts(f"{at}.random_reward", fields.get("random_reward", ArmEntry.random_reward))
+    random = _texts(f"{at}.random_reward", fields["random_reward"]) if "random_reward" in fields else None
     return ArmEntry(name, _texts(f"{at}.overrides", fields.get("overrides", [])), chosen, random)
 
 

@@ -4,9 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.types import QuotedString
+from hypothesis import given
+from hypothesis import strategies as st
 
-from selfimprove import discovery
-from selfimprove.bench.matrix import Arm, Matrix, matrix
+from selfimprove import config, discovery
+from selfimprove.bench.matrix import Arm, Matrix, _written, matrix
 from selfimprove.bench.suite import NULLS, checked, suite_of
 from selfimprove.errors import ConfigError
 
@@ -43,7 +46,10 @@ def test_guards_that_an_arm_names_stay() -> None:
 
 
 def test_equal_null_arms_of_two_strategies_are_run_once() -> None:
-    found = made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "rewarder=accept"]}, nulls=["random_reward"])
+    arms = {
+        n: {"overrides": ["strategy=toy", *more], "random_reward": ["rewarder=chance"]} for n, more in {"a": [], "b": ["rewarder=accept"]}.items()
+    }
+    found = made(arms=arms, nulls=["random_reward"])
     [null] = [a for a in found.arms if a.kind == "random_reward"]
     assert null.of == ("a", "b")
     assert named(found, "b").differs["rewarder.probability"] == 1.0
@@ -81,6 +87,31 @@ def test_null_arms_are_graded_as_the_strategy_is_and_arms_that_differ_there_are_
     assert "grader=exact" in named(found, "greedy").cells[0].overrides
     with pytest.raises(ConfigError, match=r"a and b differ in grader._target_.*say it once, in tasks.toy.overrides"):
         made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "grader=f1"]}, nulls=[])
+
+
+def test_a_random_reward_keeps_the_rewarder_and_its_cost() -> None:
+    found = made(arms={"toy": ["strategy=toy", "middleware=[truth]"]}, nulls=["random_reward"])
+    assert "middleware=[truth,shuffled_rewards]" in named(found, "random_reward").cells[0].overrides
+    assert {k.split(".")[0] for k in named(found, "random_reward").differs} == {"middleware"}
+
+
+def test_strategies_of_several_families_are_compared_without_a_file() -> None:
+    """What one family says of the grader holds for those that say nothing, and the untouched model is asked as the first that says how."""
+    found = matrix(suite_of(["arms=[seal,srt,eggroll]", "task=arithmetic", "seeds=1", "budget.flops=1e16"]))
+    assert {a.configuration["choices"]["grader"] for a in found.arms} == {"math"}
+    assert {a.kind for a in found.arms} == {"strategy", *NULLS}
+    for name in ("greedy", "supervised"):
+        asked = named(found, name).configuration["editor"]["asking"]
+        assert {k: v for k, v in named(found, "srt").configuration["editor"]["asking"].items() if asked[k] != v} == {}
+
+
+@given(st.text() | st.lists(st.text(alphabet="a\\\"', []{}=")) | st.booleans() | st.integers() | st.none())
+def test_values_survive_being_written_as_overrides(value: object) -> None:
+    def plain(read: object) -> object:
+        return read.text if isinstance(read, QuotedString) else [plain(r) for r in read] if isinstance(read, list) else read
+
+    [read] = config.parse([f"key={_written(value)}"])
+    assert plain(read.value()) == value
 
 
 def test_an_arm_that_cannot_work_is_named_before_anything_runs() -> None:
