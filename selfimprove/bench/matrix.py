@@ -150,7 +150,7 @@ def _not_shuffled(composed: Config) -> str | None:
 def _asked(rows: Sequence[Arm]) -> tuple[str, ...]:
     """How the first arm asks that says how it does, so that the untouched model is asked the same way."""
     parts = [part for row in rows for part in map(row.configuration.get, ("editor", "rewarder")) if isinstance(part, Mapping)]
-    asking = next((part["asking"] for part in parts if isinstance(part.get("asking"), Mapping)), {})
+    asking: Mapping[str, Any] = next((part["asking"] for part in parts if isinstance(part.get("asking"), Mapping)), {})
     return tuple(f"editor.asking.{key}={_written(asking[key])}" for key in ASKED if key in asking)
 
 
