@@ -1,8 +1,8 @@
 """DGM and HGM against their ablations on program repair. Resumable: run it again after a kill.
 
-    python benchmarks/dgm_repair.py --seeds 3 4 5
+    python benchmarks/dgm_repair.py --seeds 3 4 5 6 7
     python benchmarks/dgm_repair.py --arms dgm greedy --children 20 --minutes 8
-    python benchmarks/dgm_repair.py --seeds 3 4 5 --report
+    python benchmarks/dgm_repair.py --seeds 3 4 5 6 7 --report
     python benchmarks/dgm_repair.py --seeds 0 --arms dgm --ranking model --children 6
 
 Every arm makes as many children, on the same training functions, and opens the sealed functions at its end, once, for the initial agent and for the
@@ -58,7 +58,7 @@ class Until:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5, 6, 7])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     parser.add_argument("--children", type=int, default=DEFAULTS["children"])
     parser.add_argument("--ranking", choices=["uniform", "model"], default=DEFAULTS["ranking"])

@@ -75,8 +75,8 @@ MEASURED: dict[str, tuple[Result, ...]] = {
     "dgm": (
         Result(
             "dgm_repair.json",
-            "share of sealed functions that an agent repairs, 80 children, three seeds",
-            "python benchmarks/dgm_repair.py --seeds 3 4 5",
+            "share of sealed functions that an agent repairs, 80 children, five seeds",
+            "python benchmarks/dgm_repair.py --seeds 3 4 5 6 7",
             {"initial agent": "initial", "best agent": "best", "gain": "gain"},
             rows={"dgm": "DGM", "hgm": "HGM"},
         ),
