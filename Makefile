@@ -7,9 +7,9 @@ PYTHON ?= python3
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
 # What the demo runs; `make demo SETTINGS='strategy=seal seed=1'` runs something else.
 SETTINGS ?= strategy=seal editor.contexts=5 editor.edits=4 task.train=10 task.validation=6
-# How many processes test at a time, with one thread each. They take a file of tests at a time, since its tests share what is slow to make.
+# How many processes test at a time, with one thread each. One that is done takes the tail of another, so the tests of a file stay mostly together.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 VENV   := .venv
 BIN    := $(VENV)/bin
