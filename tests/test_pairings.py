@@ -14,7 +14,8 @@ from selfimprove.sandbox import Sandbox
 DOCUMENT = Path(__file__).parents[1] / "docs" / "pairings.md"
 
 
-@pytest.mark.slow  # it runs every pair
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # it runs nearly two thousand pairs
 def test_the_table_is_current() -> None:
     plugins = (f"selfimprove_{name}" for name in ("seal", "srt", "label_free", "evolution", "dgm", "prompt_evolution"))
     for package in (*plugins, "trl"):
