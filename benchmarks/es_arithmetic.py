@@ -8,10 +8,10 @@ chosen on validation with another seed (`es_exploration.py`). For each seed and 
 budget is spent: nominal FLOPs in the table `flops`, generated tokens in the table `tokens`. All are rewarded by the same labels for the same kind
 of answers, sampled at temperature 1. None is evaluated while it trains: all of the budget is training's. A run stops after the round that spends
 its budget, and `spent` tells by how much; the policy gradient, whose rounds are large, is measured one round earlier too (`policy_gradient_within`).
-Then it opens the sealed test
-split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1, greedily, and at the temperature
-that is best on validation. Several processes with one --work can take a seed each. The result is benchmarks/results/es_arithmetic.json and .svg;
-run folders stay under --work. The two tables' runs of an arm begin alike, so they find one another's finished tiles, and each is charged in full.
+Then it opens the sealed test split in a process of its own and measures the last candidate, and once for every seed the root: at temperature 1,
+greedily, and at the temperature that is best on validation. Several processes with one --work can take a seed each. The result is
+benchmarks/results/es_arithmetic.json and .svg; run folders stay under --work. The two tables' runs of an arm begin alike, so they find one
+another's finished tiles, and each is charged in full.
 """
 
 from __future__ import annotations
