@@ -157,22 +157,32 @@ class Frozen:
 
     # ---- weights ----
 
-    def merge(self, wanted: Mapping[str, tuple[Mapping[str, Tensor], Lora | None]]) -> None:
-        """Make the weights the opened ones plus these adapters, by name, exactly the same whatever was merged before.
+    @torch.no_grad()
+    def add(self, name: str, weights: Mapping[str, Tensor], lora: Lora | None) -> None:
+        """Merge one adapter more into the weights. Weights that hold the same adapters in the same order are equal to the last bit.
 
         Without a `Lora`, what is added to each weight is given as it is.
         """
-        if tuple(wanted) == self._merged:
-            return
-        with torch.no_grad():
-            for name, original in self._originals.items():
-                self.model.get_submodule(name).weight.copy_(original)
-            for weights, lora in wanted.values():
-                for name, added in self._added(weights, lora):
-                    weight = self.model.get_submodule(name).weight
-                    self._originals.setdefault(name, weight.detach().clone())
-                    weight += added.to(weight.dtype)
-        self._merged = tuple(wanted)
+        try:
+            for module, added in self._added(weights, lora):
+                weight = self.model.get_submodule(module).weight
+                if module not in self._originals:
+                    self._originals[module] = weight.detach().clone()
+                weight += added.to(weight.dtype)
+        except BaseException:  # an interrupt, too, leaves some weights changed
+            self.reset()
+            raise
+        self._changed((*self._merged, name))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the weights the opened ones again."""
+        for module, original in self._originals.items():
+            self.model.get_submodule(module).weight.copy_(original)
+        self._changed(())
+
+    def _changed(self, merged: tuple[str, ...]) -> None:
+        self._merged = merged
         for name in self._originals:
             if laid := self._laid.get(self.model.get_submodule(name)):
                 laid.forget()

@@ -337,8 +337,12 @@ class TorchEngine:
         """Make the weights those of a policy. Raises: ConfigError, while they are lent to whoever opened one."""
         if self._lent:
             raise ConfigError("a policy is open, and its weights are what this call would change; generate, score, train or open another afterwards")
-        if wanted != self.frozen.merged:
-            self.frozen.merge({name: (weights.adapter(name), weights.lora(name)) for name in wanted})
+        if self.frozen.merged != wanted[: len(self.frozen.merged)]:
+            self.frozen.reset()
+        for n in range(len(self.frozen.merged), len(wanted)):
+            adapter, lora = weights.adapter(wanted[n]), weights.lora(wanted[n])
+            self._merge(wanted[:n], weights)  # a pruned adapter may have been trained again, on other merged weights
+            self.frozen.add(wanted[n], adapter, lora)
 
     # ---- TRL ----
 

@@ -137,7 +137,7 @@ def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any
     """Batches of one to three documents of up to 50 tokens."""
     engine = engines()
     lora = settings(**changes)
-    engine.frozen.merge({})  # another test may have left something merged
+    engine.frozen.reset()  # another test may have left something merged
     bank = Bank(engine.frozen.model, lora, count)
     bank.initialise(range(count))
     chance = torch.Generator().manual_seed(1)
@@ -249,7 +249,7 @@ def test_hidden_states_computed_once_change_nothing(engines: Engines, monkeypatc
 def test_hidden_states_are_kept_once_for_every_text(engines: Engines, step_tokens: int) -> None:
     """However many adapters have it, as a document or with another beginning of the loss."""
     frozen = engines(dtype="float64").frozen
-    frozen.merge({})
+    frozen.reset()
     lengths = [5, 1, 40, 5, 23]
     found = [Encoded([2 + (7 * i + j) % 40 for j in range(n)], start) for start in (0, 1) for i, n in enumerate(lengths)]
     cache_below(frozen, found, 1, step_tokens)
@@ -401,7 +401,7 @@ def test_gradients_of_padding_and_back(lengths: list[int]) -> None:
 @given(LENGTHS)
 def test_packed_rows_equal_padded_rows(engines: Engines, tiny: Any, lengths: list[int]) -> None:
     engine = engines(dtype="float64")
-    engine.frozen.merge({})
+    engine.frozen.reset()
     rows = [[2 + (7 * r + 3 * i) % 46 for i in range(n)] for r, n in enumerate(lengths)]
     with torch.no_grad():
         packed = torch.split(engine.frozen.logits(engine.frozen.packed(rows)), lengths)

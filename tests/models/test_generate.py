@@ -102,7 +102,7 @@ class Watched(generate.Decoder):
 @torch.inference_mode()
 def watched(engine: TorchEngine, lengths: Sequence[int], rows: int) -> list[tuple[int, int]]:
     requests = [Generate(engine.root, f"w{i % 7} w{i}", n, seed=i) for i, n in enumerate(lengths)]
-    engine.frozen.merge({})
+    engine.frozen.reset()
     decoder = Watched(engine.frozen, requests, None, [0] * len(requests), rows, 2**40)
     assert [c.tokens <= n for c, n in zip(decoder.run(), lengths, strict=True)] == [True] * len(lengths)
     return list(decoder.__dict__["seen"])

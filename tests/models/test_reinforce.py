@@ -119,7 +119,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce(rows: list[tuple[float, flo
 def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., TorchEngine], tiny: Any, objective: Objective) -> None:
     """Three adapters with ragged samples and old log-probabilities off the present ones, against PEFT one sample at a time, in float64."""
     engine = engines(dtype="float64")
-    engine.frozen.merge({})
+    engine.frozen.reset()
     bank = Bank(engine.frozen.model, LORA, 3)
     bank.initialise(range(3))
     chance = torch.Generator().manual_seed(1)

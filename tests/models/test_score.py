@@ -66,7 +66,7 @@ def test_a_pass_holds_a_prompt_and_no_more_continuations_than_fit(school: School
     forward = frozen.forward
     monkeypatch.setattr(frozen, "forward", lambda ids, *rest, **more: (passes.append(ids.shape[1]), forward(ids, *rest, **more))[1])
     tile = [Score(one.layer.root, "w1 w2 w3", f"w{i} w5 w6") for i in range(40)]
-    frozen.merge({})
+    frozen.reset()
     found, tokens, targets = score(frozen, tile, None, [0] * 40, step_tokens, 64)
     assert max(passes) <= 3 + step_tokens
     assert (tokens, targets) == (40 * 5, 40 * 3)

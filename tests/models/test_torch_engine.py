@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from selfimprove.errors import ConfigError, UserError
 from selfimprove.models import Document, Generate, Lora, Models, Score, Train
 from selfimprove.models.bank import target_modules
+from selfimprove.models.frozen import Frozen
 from selfimprove.models.packing import ATTENTION
 from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.records import Part
@@ -87,6 +88,42 @@ def test_what_is_merged_does_not_depend_on_what_was_merged_before(build: Build) 
             pass
     with layer.open(both):
         assert all(torch.equal(direct[n], w) for n, w in bits(layer.engine).items())
+
+
+def test_a_long_chain_of_merged_adapters_is_merged_link_by_link(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of a long run merges what the last one made, not all that every round before made; from the end, the chain is the same."""
+    layer = build()
+    added: list[str] = []
+    add = Frozen.add
+    monkeypatch.setattr(Frozen, "add", lambda frozen, name, *rest: (added.append(name), add(frozen, name, *rest)))
+    chain = [layer.root]
+    for i in range(12):
+        chain.append(taught(layer, f"w{i} w{i + 1}", on=chain[-1], lora=MERGED))
+        layer.score([Score(chain[-1], "w1", "w2")])
+    assert added == [p.digest for p in chain[1:]]
+    grown = bits(layer.engine)
+    layer.score([Score(layer.root, "w1", "w3")])
+    layer.score([Score(chain[-1], "w1", "w4")])
+    assert added == [p.digest for p in chain[1:]] * 2
+    assert all(torch.equal(grown[n], w) for n, w in bits(layer.engine).items())
+
+
+def test_weights_are_whole_after_an_interrupted_merge(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = build()
+    before = layer.score([Score(layer.root, "w1", "w2 w3")])
+    opened = bits(layer.engine)
+    lower = taught(layer, "w1 w2 w3", lora=MERGED)
+    whole = Frozen._added
+
+    def interrupted(frozen: Frozen, *adapter: Any) -> Iterator[tuple[str, Any]]:
+        yield next(whole(frozen, *adapter))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Frozen, "_added", interrupted)
+        layer.score([Score(lower, "w1", "w2 w3")])
+    assert all(torch.equal(opened[n], w) for n, w in bits(layer.engine).items())
+    assert layer.score([Score(lower, "w1", "w2 w3")])[0].logprob > before[0].logprob
 
 
 def test_an_open_policy_says_what_its_adapters_say(build: Build, peer: Callable[[Models, Part], Any]) -> None:

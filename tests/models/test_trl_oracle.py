@@ -62,7 +62,7 @@ class Class:
 
     def __init__(self, engine: TorchEngine, tiny: Path) -> None:
         self.engine = engine
-        engine.frozen.merge({})
+        engine.frozen.reset()
         self.bank = Bank(engine.frozen.model, LORA, 1)
         self.bank.initialise([0])
         self.chance = torch.Generator().manual_seed(1)
