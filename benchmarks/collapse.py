@@ -2,12 +2,13 @@
 
     python benchmarks/collapse.py --seeds 0 1 2
 
-Every run is SRT on products at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward differ, and
-each seed has questions of its own. Told of the candidate that a run leaves one with (the last one whose own rollouts were healthy, or the
-latest or best where nothing watches): ``truth``, its pass@1 on validation, as ``root`` is the untouched model's; ``reward``, what its rollouts
-paid themselves, and ``rollout_truth``, how many of them were right (its parent's, where it wrote none). ``last_reward`` and ``last_truth`` are
-those of the last round's rollouts. All are means over the seeds, whose own stand in ``seeds``. The result is
-benchmarks/results/collapse.json and .svg; run folders stay under --work.
+Every run is SRT on sums of two numbers at a learning rate that is high on purpose; only the guard, the selector, the questions or the reward
+differ, and each seed has questions of its own. Rounds that runs have in common are computed once. (Sums, because an answer that only repeats one
+of the question's numbers is hardly ever right there, as it is often for products with 0 or 1.) Told of the candidate that a run leaves one with
+(the last one whose own rollouts were healthy, or the latest or best where nothing watches): ``truth``, its pass@1 on validation, as ``root`` is
+the untouched model's; ``reward``, what its rollouts paid themselves, and ``rollout_truth``, how many of them were right (its parent's, where it
+wrote none). ``last_reward`` and ``last_truth`` are those of the last round's rollouts. All are means over the seeds, whose own stand in
+``seeds``. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ RUNS: dict[str, list[str]] = {
     "offline": ["guard=[rounds]", "rewarder=majority_offline"],
     "easy": ["guard=[rounds]", "editor=rollouts_easy"],
 }
+SETTING = [
+    "task.family=chain_sum",
+    "task.levels=[{min_terms:2,max_terms:2,min_digits:1,max_digits:1},{min_terms:2,max_terms:2,min_digits:1,max_digits:2}]",
+]
 LABELLED = ("gap_stop", "labelled_early_stop")
 """Those that go by labels, which are not label-free."""
 MEANS = ("reward", "truth", "root", "rollout_truth", "last_reward", "last_truth")
@@ -70,7 +75,7 @@ def main() -> None:
                 f"guard.rounds.rounds={options.rounds}",
                 f"updater.lora.learning_rate={options.rate}",
             ]
-            train(options.work / f"{name}_s{seed}", ["strategy=srt", *RUNS[name], *same, *options.overrides])
+            train(options.work / f"{name}_s{seed}", ["strategy=srt", *RUNS[name], *SETTING, *same, *options.overrides], options.work / "tiles")
             report(options)
 
 

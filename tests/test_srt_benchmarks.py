@@ -30,7 +30,7 @@ def benchmarks() -> Iterator[dict[str, ModuleType]]:
 def test_every_arm_is_a_configuration(benchmarks: dict[str, ModuleType]) -> None:
     arithmetic, collapse = benchmarks["srt_arithmetic"], benchmarks["collapse"]
     assert set(arithmetic.MAIN) < set(arithmetic.TRAINED)
-    for overrides in (*([*o, *arithmetic.SETTING] for o in arithmetic.TRAINED.values()), *collapse.RUNS.values()):
+    for overrides in (*([*o, *arithmetic.SETTING] for o in arithmetic.TRAINED.values()), *([*o, *collapse.SETTING] for o in collapse.RUNS.values())):
         config.check(config.compose(["strategy=srt", *overrides]))
 
 
