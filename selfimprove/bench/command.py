@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -80,11 +81,7 @@ def bench(
     if not left and not failed:
         shutil.rmtree(folder / TILES, ignore_errors=True)  # it saved time, and nobody needs it any more
     if not left and (open_anyway or not failed) and unmeasured(folder, keys):
-        flags = ["--trust-env"] if trust_env else []
-        with open(folder / "test.log", "ab") as log:
-            opened = subprocess.run([sys.executable, "-m", "selfimprove.bench.opening", str(folder), *flags], stdout=log, stderr=log, check=False)
-        if opened.returncode:
-            raise UserError(f"the process that measures the sealed test ended with code {opened.returncode}; {folder / 'test.log'} says why")
+        _open_test(folder, keys, trust_env, console)
     _report(result(suite, made, states, folder, _failures(folder)), folder, console)
     if left:
         console.print(f"{len(left)} of {len(states)} cells are left; the same command goes on with them", markup=False, highlight=False)
@@ -94,6 +91,25 @@ def bench(
             + ("" if open_anyway else ", or open the test for the others with --open")
         )
     return folder
+
+
+def _open_test(folder: Path, keys: Mapping[str, str], trust_env: bool, console: Console) -> None:
+    """Measure the sealed test in a process of its own, telling how far it is. Raises: UserError, where that process fails."""
+    command = [sys.executable, "-m", "selfimprove.bench.opening", str(folder), *(["--trust-env"] if trust_env else [])]
+    left, told = len(unmeasured(folder, keys)), -1
+    with open(folder / "test.log", "ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as opened:
+        try:
+            while opened.poll() is None:
+                if (done := left - len(unmeasured(folder, keys))) != told:
+                    console.print(f"sealed test: {done} of {left} cells are measured", markup=False, highlight=False)
+                    told = done
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    opened.wait(1)
+        except BaseException:
+            opened.kill()  # what it has measured stays
+            raise
+    if opened.returncode:
+        raise UserError(f"the process that measures the sealed test ended with code {opened.returncode}; {folder / 'test.log'} says why")
 
 
 def merge(paths: Sequence[Path], out: Path | None, console: Console) -> Path:
