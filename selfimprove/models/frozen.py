@@ -62,7 +62,7 @@ class Frozen:
         float32, and a shared one is rounded once instead of once per document."""
         self._merged: tuple[str, ...] = ()
         self._originals: dict[str, Tensor] = {}
-        self._laid = lay_out(m for m in self.model.modules() if isinstance(m, torch.nn.Linear))
+        self._laid = lay_out((m for m in self.model.modules() if isinstance(m, torch.nn.Linear)), self.model.lm_head)
         self._use_laid(True)
 
     # ---- tokens ----
@@ -115,8 +115,8 @@ class Frozen:
         return cache
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """(N, d) -> (N, V); `out` is memory to write them to."""
-        if out is None:
+        """(N, d) -> (N, V); `out` is memory that they may be written to."""
+        if out is None or self.model.lm_head in self._laid:
             logits: Tensor = self.model.lm_head(hidden)
             return logits
         logits = torch.mm(hidden, self.head.T, out=out)

@@ -1,8 +1,8 @@
 """Products with weights that do not train: laid out once as the processor's kernels want them, instead of at every call.
 
-oneDNN reorders a plain bfloat16 weight each time it multiplies it, which shows where rows are few (decision 0010). torch offers
-the reordered form only where `torch.compile` freezes a graph; its operator is called here directly, and is left alone where it is
-missing.
+oneDNN reorders a plain bfloat16 weight each time it multiplies it, which shows where rows are few; in float32, which torch multiplies by
+another library, it shows for the head, by far the widest weight (decision 0010). torch offers the reordered form only where `torch.compile`
+freezes a graph; its operator is called here directly, and is left alone where it is missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Laid:
         """(…, in) -> (…, out)"""
         rows = x.reshape(-1, x.shape[-1])
         product: Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]
-        return product.view(*x.shape[:-1], -1)
+        return product.view(*x.shape[:-1], product.shape[-1])
 
     def there(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)"""
@@ -59,13 +59,13 @@ class _Product(torch.autograd.Function):
         return ctx.laid.back(grads[0]), None
 
 
-def lay_out(modules: Iterable[nn.Linear]) -> dict[nn.Linear, Laid]:
-    """The modules' weights laid out; empty where this processor, torch or the weights' size offer no gain."""
-    chosen = list(modules)
+def lay_out(modules: Iterable[nn.Linear], head: nn.Module | None = None) -> dict[nn.Linear, Laid]:
+    """The modules for which a layout pays: in bfloat16 all, in float32 the head. Empty where processor, torch or the weights' size offer no gain."""
+    chosen = [m for m in modules if m.weight.dtype == torch.bfloat16 or (m is head and m.weight.dtype == torch.float32)]
     weights = [m.weight for m in chosen]
-    if any(w.device.type != "cpu" or w.dtype != torch.bfloat16 for w in weights) or sum(w.nbytes for w in weights) > MOST_BYTES or not _offered():
+    if any(w.device.type != "cpu" for w in weights) or sum(w.nbytes for w in weights) > MOST_BYTES:
         return {}
-    return {m: Laid(m) for m in chosen}
+    return {m: Laid(m) for m in chosen} if all(_offered(dtype) for dtype in {w.dtype for w in weights}) else {}
 
 
 def _reorder(weight: Tensor) -> Tensor:
@@ -79,10 +79,10 @@ def _multiply(x: Tensor, laid: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _offered() -> bool:
+def _offered(dtype: torch.dtype) -> bool:
     """Whether torch's operators are there and compute what they should."""
     try:
-        weight, x = (torch.linspace(-1, 1, 64 * rows).view(rows, 64).bfloat16() for rows in (32, 16))
+        weight, x = (torch.linspace(-1, 1, 64 * rows).view(rows, 64).to(dtype) for rows in (32, 16))
         return torch.allclose(_multiply(x, _reorder(weight), None).float(), x.float() @ weight.float().T, rtol=0.02, atol=0.05)
     except (AttributeError, RuntimeError, TypeError):
         return False

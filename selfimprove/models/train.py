@@ -147,6 +147,7 @@ def head_gradient(
         torch.mm(logits, frozen.head, out=grad[part])
         if slope is not None and sharper is not None:
             torch.mm(slope[: len(logits)], frozen.head, out=sharper[part])
+        del logits, few  # the next chunk's may be written elsewhere
     told, weight = weigh(torch.cat(logprobs))
     grad *= weight[:, None].to(wide) / temperature
     if sharper is not None and entropy is not None:
