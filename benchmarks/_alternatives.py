@@ -193,7 +193,7 @@ def loss(bench: Bench) -> Iterator[Work]:
 
 
 def weights(bench: Bench) -> Iterator[Work]:
-    """Every linear module of the decoder once, forward and backward."""
+    """Every linear module of the decoder once, forward and backward; the head alone, forward, as generation uses it."""
     modules = [m for n, m in bench.frozen.model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
     sizes = sorted({m.in_features for m in modules})
 
@@ -212,6 +212,19 @@ def weights(bench: Bench) -> Iterator[Work]:
     for rows in (16, 128, 512):
         ways = {"engine: laid out once, where the processor has a layout": partial(done, rows), "plain modules": partial(plain, rows)}
         yield Work("weights", f"{len(modules)} modules, {rows} rows, forward and backward", ways)
+
+    def logits(hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            return bench.frozen.logits(hidden)
+
+    def plain_logits(hidden: Tensor) -> Tensor:
+        with bench.frozen.plain():
+            return logits(hidden)
+
+    for rows in (16, 128, 1024):
+        hidden = bench.normal(rows, bench.frozen.head.shape[1])
+        ways = {"engine: laid out once, where the processor has a layout": partial(logits, hidden), "plain module": partial(plain_logits, hidden)}
+        yield Work("weights", f"the head, {rows} rows, forward", ways)
 
 
 # ---- torch.compile ----
