@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from selfimprove.bench import charts, trees
-from selfimprove.bench.verdicts import cautions, sentence, sentences, short, summaries
+from selfimprove.bench.verdicts import cautions, compared, sentences, short, summaries
 from selfimprove.storage import write_bytes
 
 MARKDOWN, HTML = "report.md", "report.html"
@@ -82,7 +82,7 @@ def html(result: Mapping[str, Any]) -> str:
         several=len(result["budgets"]) > 1,
         spends=_spends(result),
         summaries=list(summaries(result)),
-        verdicts=[(c["verdict"].replace(" ", "-"), sentence(c, result)) for c in result["comparisons"]],
+        verdicts=[(verdict.replace(" ", "-"), told) for verdict, told in compared(result)],
         cautions=list(cautions(result)),
         forest=_forest(result),
         compared=COMPARED,

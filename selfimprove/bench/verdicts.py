@@ -36,10 +36,24 @@ def short(name: str) -> str:
 
 
 def sentences(result: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence about each strategy, then one about each comparison."""
+    """One sentence about each strategy, then those about the comparisons."""
     yield from summaries(result)
-    for c in result["comparisons"]:
-        yield sentence(c, result)
+    yield from (told for _, told in compared(result))
+
+
+def compared(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Verdict and sentence for each comparison, or for all that lack the same."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for n, c in enumerate(result["comparisons"]):
+        groups.setdefault((tuple(c["tasks"]), c["reason"]) if c["verdict"] == "missing" else n, []).append(c)
+    for several in groups.values():
+        one, tasks = several[0], several[0]["tasks"]
+        if len(several) == 1:
+            yield one["verdict"], sentence(one, result)
+            continue
+        every = all(c in several for c in result["comparisons"] if c["tasks"] == tasks)
+        pairs = "any two arms" if every else "; ".join(f"{called(c['one'])} and {called(c['other'])}" for c in several)
+        yield one["verdict"], f"On {_and(tasks)} there is nothing to compare between {pairs}: {one['reason']}."
 
 
 def summaries(result: Mapping[str, Any]) -> Iterator[str]:
@@ -61,6 +75,8 @@ def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
         kinds.setdefault(verdict, []).append(called(c["other"]))
     if list(kinds) == ["better"]:
         return f"{called(strategy)} is better than every null arm: {_and(kinds['better'])}."
+    if list(kinds) == ["missing"]:
+        return f"{called(strategy)} has no result yet to compare with a null arm."
     said = {
         "better": "is better than {}",
         "worse": "is worse than {}",
