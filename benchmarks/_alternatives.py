@@ -211,7 +211,7 @@ def weights(bench: Bench) -> Iterator[Work]:
 
     for rows in (16, 128, 512):
         ways = {"engine: laid out once, where the processor has a layout": partial(done, rows), "plain modules": partial(plain, rows)}
-        yield Work("weights", f"{len(modules)} modules, {rows} rows, forward and backward", ways)
+        yield Work(f"weights, {rows} rows", f"{len(modules)} modules, forward and backward", ways)
 
     def logits(hidden: Tensor) -> Tensor:
         with torch.no_grad():
@@ -224,7 +224,7 @@ def weights(bench: Bench) -> Iterator[Work]:
     for rows in (16, 128, 1024):
         hidden = bench.normal(rows, bench.frozen.head.shape[1])
         ways = {"engine: laid out once, where the processor has a layout": partial(logits, hidden), "plain module": partial(plain_logits, hidden)}
-        yield Work("weights", f"the head, {rows} rows, forward", ways)
+        yield Work(f"head, {rows} rows", "forward", ways)
 
 
 # ---- torch.compile ----

@@ -4,13 +4,15 @@
     python benchmarks/alternatives.py --only attention loss --device cuda
 
 Each piece (`_alternatives.py`) is done in several ways, the engine's first. Every way runs once uncounted, and its result is compared with the
-engine's. One that cannot run here is a row with the reason. Writes benchmarks/results/alternatives.json, which docs/decisions/0010 reads.
+engine's. One that cannot run here is a row with the reason. Writes benchmarks/results/alternatives.json, which docs/decisions/0010
+reads; --out names another file.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -81,11 +83,12 @@ def main() -> None:
     for part in options.only:
         for work in PARTS[part](bench):
             rows = compare(work, bench.device, options.repetitions)
+            assert work.kind not in found, work.kind
             found[work.kind] = {"unit": work.unit, "ways": rows}
             print("\n".join(table(work, rows)), flush=True)
     machine = {**describe(bench.device), "load_average_at_the_start": load, "load_average_at_the_end": os.getloadavg()[0]}
     made = {"work": found, "engine": dict(bench.engine.key), "machine": machine, "versions": versions(), "commit": commit()}
-    write(options.out, {"how": "python benchmarks/alternatives.py", **made, "seconds": time.monotonic() - begin})
+    write(options.out, {"command": sys.argv[1:], **made, "seconds": time.monotonic() - begin})
 
 
 if __name__ == "__main__":

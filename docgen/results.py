@@ -66,9 +66,9 @@ MEASURED: dict[str, tuple[Result, ...]] = {
         ),
         Result(
             "collapse.json",
-            "a run that collapses, and what saves it, three seeds",
-            "python benchmarks/collapse.py --seeds 0 1 2",
-            {"reward in the last round": "last_reward", "truth in the last round": "last_truth", "truth of what is kept": "truth"},
+            "a run that collapses, and what guards keep, sums and differences, three seeds",
+            "python benchmarks/collapse.py --seeds 0 1 2 --runs unguarded stop fallback gap_stop labelled_early_stop",
+            {"reward of the last rollouts": "last_reward", "right of them": "last_truth", "pass@1 of what is kept": "truth"},
             under="",
         ),
     ),

@@ -152,7 +152,10 @@ def test_growth_draws_what_it_measured(inner_loop: ModuleType, tiny: str, tmp_pa
 def test_every_alternative_does_the_same_work(inner_loop: ModuleType, tiny: str, part: str) -> None:
     alternatives = importlib.import_module("alternatives")
     bench = alternatives.Bench(tiny, "cpu", 1, "float32")
+    kinds = set()
     for work in alternatives.PARTS[part](bench):
+        assert work.kind not in kinds, "the result keeps one of a name"
+        kinds.add(work.kind)
         rows = alternatives.compare(work, bench.device, 1)
         assert next(iter(rows)).startswith("engine: ")
         assert next(iter(rows.values()))["ratio"] == 1

@@ -96,15 +96,17 @@ def bench(
 def _open_test(folder: Path, keys: Mapping[str, str], trust_env: bool, console: Console) -> None:
     """Measure the sealed test in a process of its own, telling how far it is. Raises: UserError, where that process fails."""
     command = [sys.executable, "-m", "selfimprove.bench.opening", str(folder), *(["--trust-env"] if trust_env else [])]
-    left, told = len(unmeasured(folder, keys)), -1
+    whole, told = len(unmeasured(folder, keys)), -1
     with open(folder / "test.log", "ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as opened:
         try:
-            while opened.poll() is None:
-                if (done := left - len(unmeasured(folder, keys))) != told:
-                    console.print(f"sealed test: {done} of {left} cells are measured", markup=False, highlight=False)
-                    told = done
+            ended = False
+            while not ended:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     opened.wait(1)
+                    ended = True
+                if (done := whole - len(unmeasured(folder, keys))) != told:
+                    console.print(f"sealed test: {done} of {whole} cells are measured", markup=False, highlight=False)
+                    told = done
         except BaseException:
             opened.kill()  # what it has measured stays
             raise

@@ -76,7 +76,7 @@ def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
     if list(kinds) == ["better"]:
         return f"{called(strategy)} is better than every null arm: {_and(kinds['better'])}."
     if list(kinds) == ["missing"]:
-        return f"{called(strategy)} has no result yet to compare with a null arm."
+        return f"{called(strategy)} has no result to compare with a null arm."
     said = {
         "better": "is better than {}",
         "worse": "is worse than {}",

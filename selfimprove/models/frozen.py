@@ -21,6 +21,9 @@ from selfimprove.models.bank import peft_name, target_modules
 from selfimprove.models.packing import ATTENTION, Attend, Packed
 from selfimprove.models.products import lay_out
 
+BETWEEN = ("",)
+"""What the weights hold while they change, and after whatever interrupts that: no policy's adapters, so they are made anew."""
+
 
 class Frozen:
     """A model and its tokenizer.
@@ -116,13 +119,18 @@ class Frozen:
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """(N, d) -> (N, V); `out` is memory that they may be written to."""
-        if out is None or self.model.lm_head in self._laid:
+        if out is None or self.lays_head:
             logits: Tensor = self.model.lm_head(hidden)
             return logits
         logits = torch.mm(hidden, self.head.T, out=out)
         if (bias := self.model.lm_head.bias) is not None:
             logits += bias
         return logits
+
+    @property
+    def lays_head(self) -> bool:
+        """Whether the head multiplies in a layout of its own, which writes to no given memory."""
+        return self.model.lm_head in self._laid
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, device=self.device)
@@ -158,43 +166,41 @@ class Frozen:
     # ---- weights ----
 
     @torch.no_grad()
-    def add(self, name: str, weights: Mapping[str, Tensor], lora: Lora | None) -> None:
+    def add(self, name: str, adapter: Mapping[str, Tensor], lora: Lora | None) -> None:
         """Merge one adapter more into the weights. Weights that hold the same adapters in the same order are equal to the last bit.
 
         Without a `Lora`, what is added to each weight is given as it is.
         """
-        try:
-            for module, added in self._added(weights, lora):
-                weight = self.model.get_submodule(module).weight
-                if module not in self._originals:
-                    self._originals[module] = weight.detach().clone()
-                weight += added.to(weight.dtype)
-        except BaseException:  # an interrupt, too, leaves some weights changed
-            self.reset()
-            raise
-        self._changed((*self._merged, name))
+        below, self._merged = self._merged, BETWEEN
+        for module, added in self._added(adapter, lora):
+            weight = self.model.get_submodule(module).weight
+            if module not in self._originals:
+                self._originals[module] = weight.detach().clone()
+            weight += added.to(weight.dtype)
+        self._changed((*below, name))
 
     @torch.no_grad()
     def reset(self) -> None:
         """Make the weights the opened ones again."""
+        self._merged = BETWEEN
         for module, original in self._originals.items():
             self.model.get_submodule(module).weight.copy_(original)
         self._changed(())
 
     def _changed(self, merged: tuple[str, ...]) -> None:
-        self._merged = merged
         for name in self._originals:
             if laid := self._laid.get(self.model.get_submodule(name)):
                 laid.forget()
+        self._merged = merged
 
-    def _added(self, weights: Mapping[str, Tensor], lora: Lora | None) -> Iterator[tuple[str, Tensor]]:
+    def _added(self, adapter: Mapping[str, Tensor], lora: Lora | None) -> Iterator[tuple[str, Tensor]]:
         """What is added to the weight of each module. (out, in)"""
         if lora is None:
-            for name, added in weights.items():
+            for name, added in adapter.items():
                 yield name.removesuffix(".weight"), added.to(self.device)
             return
         for name in target_modules(self.model, lora):
-            a, b = (weights[peft_name(name, w)].to(self.device) for w in "AB")
+            a, b = (adapter[peft_name(name, w)].to(self.device) for w in "AB")
             yield name, b @ a * (lora.alpha / lora.rank)
 
     @property

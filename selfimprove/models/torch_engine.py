@@ -303,7 +303,7 @@ class TorchEngine:
 
     @contextlib.contextmanager
     def open(self, policy: Part, weights: Weights) -> Iterator[Any]:
-        """The model with every adapter of the policy merged in; the next tile undoes it. Nothing else is computed meanwhile."""
+        """The model with every adapter of the policy merged in, until it is closed. Nothing else is computed meanwhile."""
         layered = weights.layered(policy)
         self._merge((*layered.merged, *([layered.live] if layered.live else [])), weights)
         self._lent = True
@@ -312,6 +312,7 @@ class TorchEngine:
                 yield model
         finally:
             self._lent = False
+            self.frozen.reset()  # whoever had the weights may have changed them
 
     # ---- adapters ----
 

@@ -119,21 +119,22 @@ def head_gradient(
 ) -> tuple[Tensor, Tensor]:
     """What the loss tells at each position, and its gradient by the hidden states; never all logits at once.
 
-    Written out because logits are the largest tensor by far: each chunk becomes its own gradient in memory that is used again.
+    Written out because logits are the largest tensor by far: each chunk becomes its own gradient, and gives its memory to the next.
     (N, d), (N,) -> (N, …), (N, d)
 
     Args:
         entropy: what the entropy at each position weighs in the loss, which is the first of what the loss tells. (N,)
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    space = hidden.new_empty(min(len(hidden), logit_rows), len(frozen.head))
-    slope = torch.empty_like(space) if entropy is not None else None  # of the entropy, by the logits
+    shape = (min(len(hidden), logit_rows), len(frozen.head))
+    space = None if frozen.lays_head else hidden.new_empty(shape)
+    slope = hidden.new_empty(shape) if entropy is not None else None  # of the entropy, by the logits
     grad = torch.empty_like(hidden)  # of minus the log-probability, until all are known and the loss can weigh them
     sharper = torch.empty_like(hidden) if entropy is not None else None  # of the entropy
     logprobs, entropies = [], []
     for begin in range(0, len(hidden), logit_rows):
         part = slice(begin, begin + logit_rows)
-        logits = frozen.logits(hidden[part], space[: len(hidden[part])])
+        logits = frozen.logits(hidden[part], None if space is None else space[: len(hidden[part])])
         for at in range(0, len(logits), SOFTMAX_ROWS):
             few, wanted = logits[at : at + SOFTMAX_ROWS], targets[part][at : at + SOFTMAX_ROWS, None]
             scaled = few.to(wide) if temperature == 1 else few.to(wide) / temperature
@@ -147,7 +148,7 @@ def head_gradient(
         torch.mm(logits, frozen.head, out=grad[part])
         if slope is not None and sharper is not None:
             torch.mm(slope[: len(logits)], frozen.head, out=sharper[part])
-        del logits, few  # the next chunk's may be written elsewhere
+        del logits, few, scaled  # views of one memory, which the next chunk may take
     told, weight = weigh(torch.cat(logprobs))
     grad *= weight[:, None].to(wide) / temperature
     if sharper is not None and entropy is not None:

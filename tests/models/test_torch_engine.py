@@ -108,23 +108,55 @@ def test_a_long_chain_of_merged_adapters_is_merged_link_by_link(build: Build, mo
     assert all(torch.equal(grown[n], w) for n, w in bits(layer.engine).items())
 
 
-def test_weights_are_whole_after_an_interrupted_merge(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = build()
-    before = layer.score([Score(layer.root, "w1", "w2 w3")])
-    opened = bits(layer.engine)
-    lower = taught(layer, "w1 w2 w3", lora=MERGED)
-    whole = Frozen._added
+@pytest.mark.parametrize("reopen", [False, True])
+def test_a_pruned_chain_is_merged_as_it_was(build: Build, reopen: bool) -> None:
+    """Its adapters are trained again, each on those below, while the weights hold another chain; a shorter one after it is right too."""
+    layer, whole = build(), build("whole")
+    chains = []
+    for one in (layer, whole):
+        chain = [one.root]
+        for i in range(4):
+            chain.append(taught(one, f"w{i} w{i + 1}", on=chain[-1], lora=MERGED))
+        chains.append(chain)
+    assert chains[0] == chains[1]
+    other = taught(layer, "w30 w31", lora=MERGED)
+    layer.retain([other])
+    if reopen:
+        layer = build()
+    for policy in (chains[0][4], chains[0][2], other, chains[0][3]):
+        if policy != other:
+            found, expected = (one.score([Score(policy, "w1", "w2 w3 w4")]) for one in (layer, whole))
+            assert found == expected
+        layer.score([Score(other, "w1", f"w{policy.digest[:1]}")])
 
-    def interrupted(frozen: Frozen, *adapter: Any) -> Iterator[tuple[str, Any]]:
-        yield next(whole(frozen, *adapter))
+
+@pytest.mark.parametrize("step", ["add", "reset"])
+def test_an_interrupted_merge_is_done_anew(build: Build, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    layer = build()
+    one, two = (taught(layer, t, lora=MERGED) for t in ("w1 w2 w3", "w7 w8"))
+    requests = [Score(p, "w1", "w2 w3") for p in (layer.root, one, two)]
+    expected = [build("whole").score([r])[0] for r in requests[:1]]
+    layer.score([Score(one, "w4", "w5")])
+    frozen = layer.engine.frozen
+
+    def interrupted(found: Iterator[Any]) -> Iterator[Any]:
+        yield next(found)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Frozen, "_added", interrupted)
+        if step == "add":
+            added = Frozen._added
+            patch.setattr(Frozen, "_added", lambda *a: interrupted(added(*a)))
+        else:
+            originals = frozen._originals
+            patch.setattr(frozen, "_originals", type("Originals", (dict,), {"items": lambda d: interrupted(iter(originals.items()))})(originals))
         with pytest.raises(KeyboardInterrupt):
-            layer.score([Score(lower, "w1", "w2 w3")])
-    assert all(torch.equal(opened[n], w) for n, w in bits(layer.engine).items())
-    assert layer.score([Score(lower, "w1", "w2 w3")])[0].logprob > before[0].logprob
+            layer.score([Score(two, "w4", "w5")])
+    found = [layer.score([r])[0] for r in requests]
+    assert found[:1] == expected
+    again = build("again")
+    assert [taught(again, t, lora=MERGED) for t in ("w1 w2 w3", "w7 w8")] == [one, two]
+    assert [again.score([r])[0] for r in requests] == found
 
 
 def test_an_open_policy_says_what_its_adapters_say(build: Build, peer: Callable[[Models, Part], Any]) -> None:
