@@ -3,11 +3,11 @@
     python benchmarks/collapse.py --seeds 0 1 2
 
 Every run is SRT on sums and differences of two numbers at a learning rate that is high on purpose; only the guard, the selector, the questions
-or the reward differ, and each seed has questions of its own. Rounds that runs have in common are computed once. Told of the candidate that a run leaves one with
-(the last one whose own rollouts were healthy, or the latest or best where nothing watches): ``truth``, its pass@1 on validation, as ``root`` is
-the untouched model's; ``reward``, what its rollouts paid themselves, and ``rollout_truth``, how many of them were right (its parent's, where it
-wrote none). ``last_reward`` and ``last_truth`` are those of the last round's rollouts. All are means over the seeds, whose own stand in
-``seeds``. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
+or the reward differ, and each seed has questions of its own. Rounds that runs have in common are computed once. Told of the candidate that a run
+leaves one with (the last one whose own rollouts were healthy, or the latest or best where nothing watches): ``truth``, its pass@1 on validation,
+as ``root`` is the untouched model's; ``reward``, what its rollouts paid themselves, and ``rollout_truth``, how many of them were right (its
+parent's, where it wrote none). ``last_reward`` and ``last_truth`` are those of the last round's rollouts. All are means over the seeds, whose
+own stand in ``seeds``. The result is benchmarks/results/collapse.json and .svg; run folders stay under --work.
 """
 
 from __future__ import annotations
