@@ -7,6 +7,7 @@ freezes a graph; its operator is called here directly, and is left alone where i
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,8 +22,14 @@ class Laid:
     """A linear module's weight in the processor's layout, for products and for their gradients, each from its first use on."""
 
     def __init__(self, module: nn.Linear) -> None:
-        self.module = module
+        self._module = weakref.ref(module)  # which has this as its forward; a cycle would keep whole models until a collection
         self.forget()
+
+    @property
+    def module(self) -> nn.Linear:
+        module = self._module()
+        assert module is not None, "a product outlived its module"
+        return module
 
     def forget(self) -> None:
         """Lay the weight out anew when it is next used: it has changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +85,21 @@ def test_a_lent_model_has_its_own_products(engines: Engines) -> None:
     with frozen.plain() as model:
         assert not any("forward" in vars(m) for m in model.modules())
     assert any("forward" in vars(m) for m in frozen.model.modules())
+
+
+@offered
+def test_an_engine_that_nobody_has_is_gone_at_once(tiny: Path) -> None:
+    """Not only at a collection of cycles, which may be several models later."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = TorchEngine(str(tiny), dtype=str(TYPES[-1]).removeprefix("torch."), device="cpu")
+        engine.frozen.logits(engine.frozen.packed([[1, 2, 3]]))
+        model = weakref.ref(engine.frozen.model)
+        del engine
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_other_types_and_large_models_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
