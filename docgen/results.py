@@ -71,6 +71,14 @@ MEASURED: dict[str, tuple[Result, ...]] = {
             {"reward of the last rollouts": "last_reward", "right of them": "last_truth", "pass@1 of what is kept": "truth"},
             under="",
         ),
+        Result(
+            "collapse_products.json",
+            "the same on products, with what mitigates a collapse without a guard",
+            "python benchmarks/collapse.py --seeds 0 1 2 --work runs/collapse_products --out benchmarks/results/collapse_products.json "
+            "task.family=products 'task.levels=[{min_digits:1,max_digits:1},{min_digits:1,max_digits:2}]'",
+            {"reward of the last rollouts": "last_reward", "right of them": "last_truth", "pass@1 of what is kept": "truth"},
+            under="",
+        ),
     ),
     "dgm": (
         Result(
