@@ -145,6 +145,14 @@ def test_a_family_that_runs_out_of_questions_says_so() -> None:
         products(levels=DIGITS[:1], train=90).items("train")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_an_easy_level_gets_what_a_harder_one_could_do_without(seed: int) -> None:
+    """Thirty products of one-digit factors are of the test split, and the harder level draws one of them now and then."""
+    made = products(levels=DIGITS[:2], test=60, seed=seed).made("test")
+    assert [m.level for m in made] == [0, 1] * 30
+    assert len({m.question for m in made}) == 60
+
+
 @pytest.mark.parametrize("family", ["propositional_logic", "graph_color"])
 def test_a_family_whose_scorer_refuses_its_own_answers(family: str) -> None:
     with pytest.raises(ConfigError, match="does not accept the answers that it gives itself"):

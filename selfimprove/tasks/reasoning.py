@@ -31,7 +31,7 @@ REGION = 1 << 29
 """Item i is drawn with the seed ``seed + i``, so the seeds of two splits lie in regions of their own."""
 CHUNK = 500
 """Items of one dataset of reasoning-gym; some families make all of them when they are opened."""
-FRUITLESS = 300
+FRUITLESS = 3_000
 """Items in a row that are no new question of a split, after which there are none."""
 
 
@@ -58,7 +58,7 @@ class Made:
 class ReasoningGym:
     """Questions of one family without context, one per item, with the family's own answer.
 
-    Item `i` of a split is the same however many are asked for. Levels take turns, so every split has as many of each.
+    Item `i` of a split is the same however many are asked for, until a level has no more. Levels take turns, so every split has as many of each.
 
     Args:
         family: the name of a dataset of reasoning-gym.
@@ -120,11 +120,21 @@ class ReasoningGym:
     def made(self, split: Split) -> tuple[Made, ...]:
         """The questions of a split, generated when first asked for."""
         if split not in self._splits:
-            seen: set[str] = set()
-            levels = [self._level(split, number, seen) for number in range(len(self.levels))]
-            self._splits[split] = tuple(next(levels[i % len(levels)]) for i in range(self.sizes[split]))
+            try:
+                self._splits[split] = self._drawn(split, in_turn=True)
+            except ConfigError:  # a harder level may have drawn what only an easier one is in want of: let that one draw first
+                self._splits[split] = self._drawn(split, in_turn=False)
             self._by_text.update({made.question: made for made in self._splits[split]})
         return self._splits[split]
+
+    def _drawn(self, split: Split, in_turn: bool) -> tuple[Made, ...]:
+        """The questions of a split, for which levels draw in turn, or each all of its own. Raises: ConfigError, where one has too few."""
+        seen: set[str] = set()
+        size, count = self.sizes[split], len(self.levels)
+        levels = [self._level(split, number, seen) for number in range(count)]
+        if not in_turn:
+            levels = [iter([next(level) for _ in range(number, size, count)]) for number, level in enumerate(levels)]
+        return tuple(next(levels[i % count]) for i in range(size))
 
     def origin(self, question: str) -> Made | None:
         """Where a question comes from; None where it is not of this task. The sealed split is looked at last."""
