@@ -149,7 +149,7 @@ def optimizer(bench: Bench) -> Iterator[Work]:
                 tensor.grad = grad[k].clone()
         adamw = [torch.optim.AdamW(t, lr=LORA.learning_rate, weight_decay=LORA.weight_decay, **options) for t in separate]
         ways[f"torch.optim.AdamW over each adapter's own tensors, {name}"] = partial(step, separate, adamw)
-    flat = BankAdamW(stacks, LORA, [1] * TRAINED)
+    flat = BankAdamW(stacks, [LORA] * TRAINED, [1] * TRAINED)
     for stack, grad in zip(stacks, grads, strict=True):
         stack.grad.copy_(grad)  # type: ignore[union-attr]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ MAX_BODY = 1 << 26
 CONNECT = 10.0
 """Seconds in which a server takes a connection, or is not there."""
 _KEPT = ("location", "retry-after", "retry-after-ms", "x-should-retry")
+_NO_ROOM = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
+"""What vLLM, SGLang, llama.cpp and OpenAI say of a request that is longer than their context."""
 
 
 class Endpoint:
@@ -54,7 +57,12 @@ class Endpoint:
         self, who: str, group: str, base_url: str, model: str, api_key_env: str | None, max_in_flight: int, timeout: float, retries: int
     ) -> None:
         if not _is_address(base_url):
-            raise ConfigError(f"{group}.base_url={base_url!r} is not an address; give one such as http://localhost:8000/v1")
+            raise ConfigError(f"{group}.base_url={_shown(base_url)!r} is not an address; give one such as http://localhost:8000/v1")
+        if "@" in urlsplit(base_url).netloc or "?" in base_url or "#" in base_url:
+            raise ConfigError(
+                f"{group}.base_url={_shown(base_url)!r} holds a user, a password or a query, and keys come from the environment only; give the bare "
+                f"address, and name the variable that holds the key as {group}.api_key_env"
+            )
         if not model:
             raise ConfigError(f"{group}.model is empty; name a model that the server offers")
         for option, value, least in (("max_in_flight", max_in_flight, 1), ("retries", retries, 0)):
@@ -115,7 +123,7 @@ class Endpoint:
         try:
             return client.get(path, cast_to=str) if body is None else client.post(path, body=body, cast_to=str)
         except openai.OpenAIError as error:
-            raise self._explained(error, path) from error
+            raise self._explained(error, path, body or {}) from error
 
     def _client(self) -> openai.OpenAI:
         import openai  # slow to import, and few runs need it
@@ -151,7 +159,7 @@ class Endpoint:
         waits = httpx.Timeout(timeout, connect=min(timeout, CONNECT))
         return Bounded(timeout=waits, verify=secure, follow_redirects=False, limits=httpx.Limits(max_connections=None))
 
-    def _explained(self, error: openai.OpenAIError, path: str) -> ServerError:
+    def _explained(self, error: openai.OpenAIError, path: str, body: Mapping[str, Any]) -> ServerError:
         """What a user can do about a failed request."""
         import httpx
         import openai
@@ -167,9 +175,15 @@ class Endpoint:
             case 401 | 403:
                 text = f"refuses the key; set a valid one in the environment variable {self.api_key_env or f'that {group}.api_key_env names'}"
             case 404 | 405:
-                text = f"knows no model {self.model!r}, or has no {path} ({said}); correct {group}.model or {group}.base_url"
+                text = f"knows no model {body.get('model', self.model)!r}, or has no {path} ({said}); correct {group}.model or {group}.base_url"
+            case 400 | 413 | 422 if _NO_ROOM.search(error.response.text):
+                asked = _prompt(body)
+                text = (
+                    f"has no room in its context for a prompt of {len(asked)} characters and max_tokens={body.get('max_tokens')} ({said}): "
+                    f"{self.clip(asked)}; shorten the prompt, lower max_tokens, or start the server with a longer context"
+                )
             case _ if status < 400:
-                text = f"redirects to {self.clip(error.response.headers.get('location', ''))}; set {group}.base_url to where it is"
+                text = f"redirects to {self.clip(_shown(error.response.headers.get('location', '')))}; set {group}.base_url to where it is"
             case _ if status < 500 and status != 429:
                 text = f"refuses with {status}: {said}; change what it refuses"
             case _:
@@ -227,6 +241,16 @@ def read_json(answer: str) -> Any:
 def sendable(text: str) -> str:
     """The text without halves of surrogate pairs, which no request can carry."""
     return text.encode(errors="replace").decode()
+
+
+def _prompt(body: Mapping[str, Any]) -> str:
+    """The text that a request asks about, all turns of a chat together."""
+    return str(body["prompt"]) if "prompt" in body else "\n".join(str(m["content"]) for m in body.get("messages", []))
+
+
+def _shown(url: str) -> str:
+    """An address without what may be a secret, for messages: user, password and query."""
+    return re.sub(r"([?#]).*", r"\1…", re.sub(r"^(\w+://)?.*@", r"\1…@", url, flags=re.DOTALL), flags=re.DOTALL)
 
 
 def _is_address(url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,13 @@ def to(url: str, **options: Any) -> Endpoint:
         ({"base_url": "http://a b/v1"}, "is not an address"),
         ({"base_url": "http://host:99999/v1"}, "is not an address"),
         ({"base_url": "file:///etc/passwd"}, "is not an address"),
+        ({"base_url": "http://me:sesame@host/v1"}, r"'http://…@host/v1' holds a user, a password or a query.*environment.*engine\.api_key_env"),
+        ({"base_url": "http://sesame@host/v1"}, "holds a user"),
+        ({"base_url": "https://host/v1?api_key=sesame"}, r"'https://host/v1\?…' holds a user, a password or a query"),
+        ({"base_url": "https://host/v1#sesame"}, "holds a user"),
+        ({"base_url": "me:sesame@host/v1"}, "'…@host/v1' is not an address"),
+        ({"base_url": "http://me:sesame@host:99999/v1?key=sesame"}, "is not an address"),
+        ({"base_url": "http://me:open?sesame@host/v1"}, "is not an address"),
         ({"model": ""}, r"engine\.model is empty"),
         ({"max_in_flight": 0}, r"engine\.max_in_flight=0 is too small"),
         ({"retries": -1}, r"engine\.retries=-1 is too small"),
@@ -59,6 +67,33 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
     with pytest.raises(ConfigError, match=message) as e:
         to(**{"url": "http://127.0.0.1:1/v1", **({"url": options["base_url"]} if "base_url" in options else options)})
     assert "sesame" not in str(e.value)
+
+
+def test_a_path_may_hold_an_at() -> None:
+    assert to("http://127.0.0.1:1/of@me/v1", api_key_env=None).base_url == "http://127.0.0.1:1/of@me/v1"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompt": "open sesame " * 50, "max_tokens": 8}, "This model's maximum context length is 20 tokens."),
+        ({"messages": [{"role": "user", "content": "open sesame " * 50}], "max_tokens": 8}, "request (99 tokens) exceeds the available context size"),
+        ({"prompt": "open sesame " * 50, "max_tokens": 8}, "context_length_exceeded"),
+    ],
+)
+def test_a_request_that_is_too_long_is_shown(serve: Serve, body: dict[str, Any], said: str) -> None:
+    server = serve(lambda n, request: fails(400, said))
+    with pytest.raises(ServerError, match=r"no room in its context for a prompt of 600 characters and max_tokens=8 .*'open .*longer context") as e:
+        to(server.url).send(CHAT, body)
+    assert e.value.status == 400
+    assert re.sub(r"\W", "", said) in re.sub(r"\W", "", str(e.value))
+    assert "sesame" not in str(e.value)
+
+
+def test_the_model_that_was_asked_is_the_one_that_is_named(serve: Serve) -> None:
+    server = serve(lambda n, request: fails(404))
+    with pytest.raises(ServerError, match="knows no model 'mine'"):
+        to(server.url).send(CHAT, {"model": "mine"})
 
 
 def test_answers_come_in_order_and_a_few_at_a_time(serve: Serve) -> None:
@@ -209,6 +244,12 @@ def test_redirects_are_not_followed(serve: Serve) -> None:
     with pytest.raises(ServerError, match=rf"redirects to '{elsewhere.url}/x'; set engine\.base_url"):
         to(server.url).send(CHAT, {})
     assert elsewhere.requests == []
+
+
+def test_a_redirect_shows_no_secret(serve: Serve) -> None:
+    server = serve(lambda n, request: (307, {"location": "https://me:sesame@host/v1?token=sesame"}, b""))
+    with pytest.raises(ServerError, match=r"redirects to 'https://…@host/v1\?…'"):
+        to(server.url).send(CHAT, {})
 
 
 def test_an_encoding_is_no_way_to_break_in(serve: Serve) -> None:

@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,10 +16,18 @@ from safetensors.torch import load, save_file
 
 from selfimprove.errors import ConfigError
 from selfimprove.models.api import Lora
+from selfimprove.models.bank import peft_name, target_modules
 from selfimprove.models.tiles import Adapter
 
 UNLIKE = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """Settings of PEFT with which an adapter is not (alpha / rank) B A everywhere."""
+_BESIDE = {
+    "layer_replication": "it sits on copies of layers, and the model has each layer once",
+    "alora_invocation_tokens": "it counts only after certain tokens, and what is added to weights counts always",
+}
+"""Settings of PEFT with which an adapter is not what is added to a model's own weights."""
+_BEGINNINGS = (None, True, False, "gaussian")
+"""What `init_lora_weights` may be: the other ways to begin (pissa, olora, …) move the weights below the adapter too."""
 
 
 def write_adapter(folder: Path, adapter: Adapter, lora: Lora, base: str) -> None:
@@ -91,22 +100,57 @@ def read_adapter(folder: Path) -> tuple[Adapter, Lora, str]:
     try:
         settings, data = (folder / "adapter_config.json").read_bytes(), (folder / "adapter_model.safetensors").read_bytes()
         config, adapter = dict(json.loads(settings)), load(data)
-        if config.get("peft_type") != "LORA" or any(
-            config.get(n) for n in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias_pattern")
-        ):
-            raise ValueError("it is no LoRA of one rank and scale")
+        if reason := _no_plain_lora(config):
+            raise ValueError(reason)
         if strange := [n for n in adapter if not re.search(r"\.layers\.\d+\..*\.lora_[AB]\.weight$", n)]:
             raise ValueError(f"it holds {strange[0]}, which is no part of a layer's adapter")
+        if not adapter:
+            raise ValueError("it holds no weights")
         names = tuple(sorted({n.rsplit(".", 3)[1] for n in adapter}))
         lora = Lora(
             int(config["r"]), float(config["lora_alpha"]), names, learning_rate=0.0, epochs=0, first_layer=min(layer_of(n) or 0 for n in adapter)
         )
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, ConfigError) as e:
         raise ConfigError(
             f"{folder} holds no LoRA adapter that can be mixed ({e}); give a folder that `selfimprove export RUN CANDIDATE FOLDER --adapter` or PEFT "
             "wrote, with adapter_config.json and adapter_model.safetensors"
         ) from e
     return adapter, lora, hashlib.sha256(settings + data).hexdigest()[:32]
+
+
+def unsupported(config: Mapping[str, Any]) -> str | None:
+    """Why an adapter with these settings of PEFT cannot be added to a model's weights; None where nothing speaks against it."""
+    return next((f"{name} is set: {why}" for name, why in _BESIDE.items() if config.get(name) is not None), None)
+
+
+def _no_plain_lora(config: Mapping[str, Any]) -> str | None:
+    """Why an adapter with these settings of PEFT is not (alpha / rank) B A on the model's own weights; None where it is."""
+    if config.get("peft_type") != "LORA":
+        return f"it is no LoRA of one rank and scale: its peft_type is {config.get('peft_type')!r}"
+    if unlike := [n for n in UNLIKE if config.get(n)]:
+        return f"it is no LoRA of one rank and scale: {unlike[0]} is set"
+    if (begins := config.get("init_lora_weights")) not in _BEGINNINGS:
+        return f"init_lora_weights={begins!r} moved the weights below it too; convert it with PEFT's path_initial_model_for_weight_conversion"
+    return unsupported(config)
+
+
+def check_fit(folder: Path, adapter: Adapter, lora: Lora, model: Any) -> None:
+    """Raises: ConfigError, where an adapter is not on every module that it names, from its first layer up, or has other shapes than they want."""
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"{folder} holds an adapter, and this engine has no modules that it could sit on; choose engine=torch")
+    modules = target_modules(model, lora)
+    wanted = {peft_name(n, "A"): (lora.rank, m.in_features) for n, m in modules.items()}
+    wanted |= {peft_name(n, "B"): (m.out_features, lora.rank) for n, m in modules.items()}
+    found = {n: tuple(w.shape) for n, w in adapter.items()}
+    wrong = [f"it lacks {n}" for n in wanted if n not in found]
+    wrong += [f"it has {n}, which this model has not" for n in found if n not in wanted]
+    wrong += [f"{n} is {found[n]}, and this model wants {shape}" for n, shape in wanted.items() if found.get(n, shape) != shape]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ConfigError(
+            f"the adapter in {folder} does not fit: {wrong[0]}{more}; an adapter that is mixed sits on all modules of the names {list(lora.targets)} "
+            f"in layer {lora.first_layer} and above: make one with such target_modules, or begin the run with this one by engine.adapter={folder}"
+        )
 
 
 def layer_of(name: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from selfimprove.records import Part
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+_LEAST = {"rank": 1, "epochs": 0, "batch": 1, "learning_rate": 0, "warmup": 0, "weight_decay": 0, "max_norm": 0, "first_layer": 0}
+"""The least that each number of a `Lora` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,13 @@ class Generate:
     """Tell the sampled tokens and their log-probabilities too: what a policy gradient needs."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
+        if self.max_tokens < 1 or not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"Generate wants max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1; got {self.max_tokens}, {self.temperature} and {self.top_p}"
+                "Generate wants max_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1; got "
+                f"{self.max_tokens}, {self.temperature} and {self.top_p}"
             )
+        if _is_text(self.stop) or not all(self.stop):
+            raise ConfigError(f"Generate wants stop as a list of texts, none of them empty; got {self.stop!r}; write stop: [] for none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,12 @@ class Score:
     temperature: float = 1.0
     by_token: bool = False
     """Tell the log-probability, entropy and self-certainty of every token too."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"Score wants a finite temperature > 0; got {self.temperature}; what was sampled greedily is scored at the temperature 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,7 @@ class Lora:
     """Names of the linear modules that get an adapter, as in PEFT's ``target_modules``."""
     learning_rate: float
     epochs: int
+    """With 0 of them, as with a learning rate of 0, the adapter stays as it begins: what was not trained here has such settings."""
     batch: int = 1
     """Documents per optimizer step."""
     schedule: str = "constant"
@@ -134,8 +147,16 @@ class Lora:
     """``bank`` (all adapters of a tile at once) or ``trl`` (TRL's SFTTrainer, one after another)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.epochs < 0 or self.batch < 1:
-            raise ConfigError(f"Lora wants rank >= 1, epochs >= 0 and batch >= 1; got {self.rank}, {self.epochs} and {self.batch}")
+        for name, least in _LEAST.items():
+            if not least <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"Lora wants a finite {name} >= {least}; got {value}")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"Lora wants a finite alpha > 0; got {self.alpha}; what an adapter adds is scaled by alpha / rank")
+        if _is_text(self.targets):
+            everything = ", ".join((*ATTENTION, *MLP))
+            raise ConfigError(
+                f"Lora wants targets as a list of names of modules; got the text {self.targets!r}; for all of them write [{everything}]"
+            )
         if not self.targets:
             raise ConfigError("Lora wants at least one target module; got none (all linear modules: [q_proj, k_proj, …])")
         if self.schedule not in ("constant", "linear"):
@@ -151,7 +172,8 @@ class Lora:
         if isinstance(values, Lora):
             return dataclasses.replace(values, **changes)
         try:
-            return cls(**{**values, "targets": tuple(values["targets"]), **changes})
+            targets = values["targets"]
+            return cls(**{**values, "targets": targets if _is_text(targets) else tuple(targets), **changes})
         except (TypeError, KeyError) as e:
             raise ConfigError(f"{at} does not fit: {e}; its fields are {', '.join(cls.__dataclass_fields__)}") from e
 
@@ -320,3 +342,8 @@ class Interpolated:
     """A policy between two."""
 
     policy: Part
+
+
+def _is_text(value: object) -> bool:
+    """Whether a user wrote one text where several belong; as a sequence it would be letters."""
+    return isinstance(value, str)

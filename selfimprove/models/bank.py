@@ -35,6 +35,7 @@ class Bank:
         self.b = {n: torch.zeros(count, m.out_features, lora.rank, **options) for n, m in self.modules.items()}
         self._layout: Ragged | None = None
         self._rows: slice = slice(0, count)
+        self._more = False
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def initialise(self, seeds: Sequence[int]) -> None:
@@ -86,9 +87,12 @@ class Bank:
                 handle.remove()
             self._last = None
 
-    def use(self, layout: Ragged, rows: slice | None = None) -> None:
-        """From now on, row i of `layout` holds the tokens of adapter ``rows.start + i``; of adapter i where `rows` is None."""
-        self._layout, self._rows, self._last = layout, rows or slice(0, self.count), None
+    def use(self, layout: Ragged, rows: slice | None = None, more: bool = False) -> None:
+        """From now on, row i of `layout` holds the tokens of adapter ``rows.start + i``; of adapter i where `rows` is None.
+
+        With `more`, a backward pass adds to the adapters' gradients, which it replaces otherwise.
+        """
+        self._layout, self._rows, self._more, self._last = layout, rows or slice(0, self.count), more, None
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ class Bank:
             if self._last is None or self._last[0] is not x:  # q, k and v (gate and up) read the same tensor
                 with torch.no_grad():
                     self._last = (x, self._layout.pad(x.reshape(-1, x.shape[-1])), self._layout.mask[..., None].to(x.dtype) * self.scale)
-            added: Tensor = _Adapted.apply(output, x, self.a[name], self.b[name], self._last[1], self._last[2], self._layout, self._rows)  # type: ignore[no-untyped-call]
+            added: Tensor = _Adapted.apply(output, x, self.a[name], self.b[name], self._last[1], self._last[2], self._layout, self._rows, self._more)  # type: ignore[no-untyped-call]
             return added
 
         return add
@@ -107,19 +111,21 @@ class _Adapted(torch.autograd.Function):
     """A module's output plus that of every token's own adapter, in place: nothing else needs the module's own output.
 
     Written out because gradients of adapters are the largest tensors here after logits: they go from the model's type straight
-    into ``a.grad`` and ``b.grad``, whose earlier content they replace, without a copy in between. `weight` is the adapters' scale,
-    and 0 at padding. (K, L, 1)
+    into ``a.grad`` and ``b.grad``, whose earlier content they replace unless there is `more`, without a copy in between. `weight` is the
+    adapters' scale, and 0 at padding. (K, L, 1)
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, padded: Tensor, weight: Tensor, layout: Ragged, rows: slice) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, padded: Tensor, weight: Tensor, layout: Ragged, rows: slice, more: bool
+    ) -> Tensor:
         low_a, low_b = a[rows].to(padded.dtype), b[rows].to(padded.dtype)
         narrow, few = low_a.shape[1] == 1, padded.shape[1] <= FEW  # batched products of rank 1, or of few rows, cost more than they compute
         low = (padded * low_a).sum(2, keepdim=True) if narrow and few else torch.bmm(padded, low_a.transpose(1, 2))  # (K, L, rank)
         low.mul_(weight)
         ctx.mark_dirty(output)
         ctx.save_for_backward(padded, weight, low, low_a, low_b)
-        ctx.a, ctx.b, ctx.layout, ctx.rows, ctx.shape = a, b, layout, rows, x.shape
+        ctx.a, ctx.b, ctx.layout, ctx.rows, ctx.more, ctx.shape = a, b, layout, rows, more, x.shape
         across = low_b.transpose(1, 2)  # (K, rank, out)
         if layout.full:
             into = output.view(*low.shape[:2], -1)  # (K, L, out)
@@ -134,10 +140,13 @@ class _Adapted(torch.autograd.Function):
         layout: Ragged = ctx.layout
         high = layout.pad(grads[0].reshape(-1, grads[0].shape[-1]))  # (K, L, out)
         back = torch.bmm(high, low_b).mul_(weight)  # (K, L, rank)
-        ctx.b.grad[ctx.rows] = torch.bmm(high.transpose(1, 2), low)
-        ctx.a.grad[ctx.rows] = torch.bmm(back.transpose(1, 2), padded)
+        for stack, grad in ((ctx.b, torch.bmm(high.transpose(1, 2), low)), (ctx.a, torch.bmm(back.transpose(1, 2), padded))):
+            if ctx.more:
+                stack.grad[ctx.rows] += grad
+            else:
+                stack.grad[ctx.rows] = grad
         x = layout.flat(torch.bmm(back, low_a)).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        return grads[0], x, *[None] * 6
+        return grads[0], x, *[None] * 7
 
 
 def target_modules(model: nn.Module, lora: Lora) -> dict[str, nn.Linear]:

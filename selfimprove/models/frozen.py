@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from selfimprove.errors import ConfigError
 from selfimprove.models import hub
+from selfimprove.models.adapters import unsupported
 from selfimprove.models.api import Document, Lora
 from selfimprove.models.bank import peft_name, target_modules
 from selfimprove.models.packing import ATTENTION, Attend, Packed
@@ -43,7 +45,8 @@ class Frozen:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=ATTENTION)
         except Exception as e:  # a folder may be wrong in as many ways as there are readers of its files
-            raise ConfigError(f"model {model!r} does not open: {_reason(e)}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
+            reason = "it takes no attention but its own" if ATTENTION in str(e) else _reason(e)
+            raise ConfigError(f"model {model!r} does not open: {reason}; give a folder, a hub id, or `{hub.EMBEDDED}`") from e
         if adapter is not None:
             self.model = _with_adapter(self.model, adapter.expanduser().absolute())  # PEFT would look for a relative path on the hub
         if self.tokenizer.eos_token_id is None:
@@ -57,9 +60,9 @@ class Frozen:
         self.stop_id: int = self.tokenizer.eos_token_id
         self.stop_ids = _stop_ids(self.model, self.tokenizer)
         self.head: Tensor = self.model.lm_head.weight  # (V, d)
-        embedding = self.model.get_input_embeddings().weight
-        self.head_flops = 2 * embedding.numel()
-        self.body_flops = 2 * (sum(p.numel() for p in self.model.parameters()) - embedding.numel())
+        self.head_flops = 2 * self.head.numel()
+        apart = {id(self.head), id(self.model.get_input_embeddings().weight)}  # one and the same where they are tied
+        self.body_flops = 2 * sum(p.numel() for p in self.model.parameters() if id(p) not in apart)
         self.shares = dtype != torch.float64
         """Whether documents that train may share a beginning. In float64, which is for comparisons, the model's norms still round gradients to
         float32, and a shared one is rounded once instead of once per document."""
@@ -67,6 +70,11 @@ class Frozen:
         self._originals: dict[str, Tensor] = {}
         self._laid = lay_out((m for m in self.model.modules() if isinstance(m, torch.nn.Linear)), self.model.lm_head)
         self._use_laid(True)
+        if difference := self._differs():
+            raise ConfigError(
+                f"model {model!r} ({type(self.model).__name__}) computes something else here than in transformers ({difference}), so this engine "
+                "cannot serve it; choose another model, or engine=openai with a server that has it"
+            )
 
     # ---- tokens ----
 
@@ -76,17 +84,35 @@ class Frozen:
         return ids
 
     def encode_prompt(self, prompt: str, chat: bool) -> list[int]:
-        """At least one token: an empty prompt is the end-of-text token."""
+        """At least one token: an empty prompt is the end-of-text token. A text begins with what the tokenizer begins texts with; a chat turn
+        with what its template says."""
         if chat:
             if not self.tokenizer.chat_template:
                 raise ConfigError("a chat turn was asked for, but the tokenizer has no chat template; use an instruct model, or no chat turns")
-            prompt = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-        return self.encode(prompt) or [self.stop_id]
+            return self.encode(self.tokenizer.apply_chat_template([_user(prompt)], add_generation_prompt=True, tokenize=False))
+        return [*self.begin, *self.encode(prompt)] or [self.stop_id]
 
     def encode_document(self, document: Document) -> tuple[list[int], int]:
         """A document's tokens, the end-of-text token last, and the position of the first that carries loss."""
-        start = self.encode_prompt(document.prompt, document.chat) if document.prompt or document.chat else []
-        return [*start, *self.encode(document.text), self.stop_id], len(start)
+        start = self.encode_prompt(document.prompt, document.chat) if document.prompt or document.chat else self.begin
+        return [*start, *self.encode(document.text), self.turn_end if document.chat else self.stop_id], len(start)
+
+    @functools.cached_property
+    def begin(self) -> list[int]:
+        """What the tokenizer begins every text with, such as a begin-of-text token; empty for most."""
+        whole, plain = (list(self.tokenizer("a", add_special_tokens=special).input_ids) for special in (True, False))
+        return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(plain)] == plain), [])
+
+    @functools.cached_property
+    def turn_end(self) -> int:
+        """The token that the chat template ends the assistant's turn with, or the end-of-text token."""
+        answer = "answered"
+        try:
+            told: str = self.tokenizer.apply_chat_template([_user("asked"), {"role": "assistant", "content": answer}], tokenize=False)
+        except (TemplateError, ValueError, TypeError):  # a template is a program, and may refuse or fail as it likes
+            return self.stop_id
+        after = self.encode(told.rpartition(answer)[2])
+        return next((t for t in after if t in self.stop_ids), self.stop_id)
 
     # ---- passes ----
 
@@ -163,6 +189,19 @@ class Frozen:
             return False
         return torch.equal(whole, self.packed(probe))
 
+    @torch.no_grad()
+    def _differs(self) -> str | None:
+        """How packed rows differ from the same rows in transformers, each alone; None where they do not."""
+        rows = [[self.stop_id, *(t % len(self.head) for t in range(begin, begin + 11))] for begin in (3, 40)]
+        try:
+            ours = self.packed(rows)
+            with self.plain() as model:
+                theirs = torch.cat([model.model(input_ids=self.tensor(row)[None], use_cache=False).last_hidden_state[0] for row in rows])
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as e:  # models are programs of many authors
+            return _reason(e)
+        apart = float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+        return None if apart < (1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1) else f"hidden states are {apart:.1%} apart"
+
     # ---- weights ----
 
     @torch.no_grad()
@@ -209,6 +248,26 @@ class Frozen:
         return self._merged
 
     @contextlib.contextmanager
+    def lent(self) -> Iterator[Any]:
+        """The plain model for somebody else, after whom the weights are the opened ones again.
+
+        Raises: ConfigError, where weights changed that no copy is kept of, since no adapter was ever merged into them.
+        """
+        before = {n: p._version for n, p in self.model.named_parameters()}
+        try:
+            with self.plain() as model:
+                yield model
+        finally:
+            kept = {f"{module}.weight" for module in self._originals}
+            changed = [n for n, p in self.model.named_parameters() if p._version != before.get(n) and n not in kept]
+            self.reset()
+        if changed:
+            raise ConfigError(
+                f"an opened policy was given back with other weights ({changed[0]}), and every later number would rest on them; "
+                "change a copy of the model (`copy.deepcopy`), and start this process again"
+            )
+
+    @contextlib.contextmanager
     def plain(self) -> Iterator[Any]:
         """The model with transformers' own attention, which knows padding masks, and its own products."""
         self.model.set_attn_implementation("sdpa")
@@ -236,7 +295,10 @@ def _with_adapter(model: Any, folder: Path) -> Any:
             raise FileNotFoundError("there is no such folder")
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*tie_word_embeddings")  # merged into the head, it would be in the embeddings too
-            adapted = PeftModel(model, PeftConfig.from_pretrained(str(folder)))
+            config = PeftConfig.from_pretrained(str(folder))
+            if reason := unsupported(config.to_dict()):
+                raise ValueError(reason)
+            adapted = PeftModel(model, config)
             loaded = adapted.load_adapter(str(folder), "default")
         if foreign := [*loaded.missing_keys, *loaded.unexpected_keys]:
             raise ValueError(f"{len(foreign)} of its weights and the model's do not belong together, such as {foreign[0]}")
@@ -260,9 +322,20 @@ def _unlike_llama(model: Any) -> str | None:
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, name, None) not in (None, 1):
             return f"its {name} is set"
+    if (rope := _rope_type(model.config)) in ("dynamic", "longrope"):  # one frequency for the longest row of a pass
+        return f"its rotary embedding is {rope}, so that a text would depend on its neighbours"
     kinds = getattr(model.config, "layer_types", None) or []
     window = getattr(model.config, "sliding_window", None) if not kinds and getattr(model.config, "use_sliding_window", True) else None
     return "its attention slides a window" if window or any(k != "full_attention" for k in kinds) else None
+
+
+def _rope_type(config: Any) -> str | None:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return rope.get("rope_type") or rope.get("type")
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -180,6 +180,8 @@ class Models:
 
     def interpolate(self, requests: Sequence[Interpolate]) -> list[Interpolated]:
         """One policy per request, in order. Charges nothing."""
+        for r in requests:
+            self._check_scales(r)
         return self._run("interpolate", requests, self._interpolate_tile, Interpolated)
 
     def derive(self, wanted: Sequence[Recipe]) -> list[Part]:
@@ -198,6 +200,16 @@ class Models:
         self._tiles.derive(name, encoded)
         self._define(name, [p.digest for p in parts])
         return parts
+
+    def _check_scales(self, request: Interpolate) -> None:
+        """Raises: ConfigError, where the adapters count differently: the average of their weights is between them only at one scale."""
+        live = [x for x in (self.layered(p).live for p in (request.policy, request.towards)) if x]
+        scales = [lora.alpha / lora.rank for x in live if (lora := self.lora(x))]
+        if len(set(scales)) > 1:
+            raise ConfigError(
+                f"the adapters of the two policies have other scales (alpha / rank is {scales[0]:g} and {scales[1]:g}), so the average of their "
+                "weights is not between them; train both with the same alpha and rank"
+            )
 
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
@@ -307,14 +319,14 @@ class Models:
         steps = [self._made[name]]
         while steps[-1] != self._evolved[0] and not self._tiles.has_weights(steps[-1][0]):
             tile, row = steps[-1]
-            below = self._evolution(self.layered(self._tiles.requests(tile)[row].policy))
+            below = self._evolution(self.layered(self._tiles.outline(tile)[row].policy))
             if below is None:
                 break
             steps.append(self._made[below])
         for tile, row in reversed(steps):
             if (tile, row) != self._evolved[0]:
                 written = self._tiles.has_weights(tile)
-                found = self._tiles.load(tile)[row] if written else self.engine.derive(self._tiles.requests(tile)[row], self)
+                found = self._tiles.load(tile)[row] if written else self.engine.derive(self._tiles.outline(tile)[row], self)
                 self._evolved = (tile, row), found
         return self._evolved[1]
 
@@ -341,9 +353,18 @@ class Models:
 
     def adopt(self, folders: Sequence[Path]) -> list[Part]:
         """The model with the LoRA adapter of each folder in PEFT's format, in order. Raises: ConfigError, where one is none."""
-        from selfimprove.models.adapters import read_adapter
+        return self.derive([Adopt(self.root, str(f), self._fitting(f)) for f in folders])
 
-        return self.derive([Adopt(self.root, str(f), read_adapter(f)[2]) for f in folders])
+    def _fitting(self, folder: Path) -> str:
+        """The digest of an adapter's files. Raises: ConfigError, where it is no adapter of the model."""
+        from selfimprove.models.adapters import check_fit, read_adapter
+
+        adapter, lora, content = read_adapter(folder)
+        if content not in self._folders:  # opening the model takes adapters out of its weights
+            with self.open(self.root) as model:
+                check_fit(folder, adapter, lora, model)
+            self._folders[content] = adapter, lora
+        return content
 
     def retain(self, keep: Iterable[Part]) -> None:
         """Prune the weights of all train tiles but those that these policies need, and write that of an evolved one that is in memory."""
@@ -423,9 +444,9 @@ class Models:
             self._made[policy] = self._made[optimizer_of(Part("adapter", policy)).digest] = (tile, i)
 
     def _recipe(self, part: str) -> Any:
-        """The request or recipe that makes a part. Raises: StorageError."""
+        """The request, without its texts, or recipe that makes a part. Raises: StorageError."""
         tile, row = self._made[part]
-        return self._tiles.requests(tile)[row]
+        return self._tiles.outline(tile)[row]
 
 
 def optimizer_of(policy: Part) -> Part:

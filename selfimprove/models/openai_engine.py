@@ -8,10 +8,10 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfimprove.endpoint import CHAT, COMPLETIONS, MODELS, Endpoint, Send, read_json, read_reply, sendable, usage
 from selfimprove.errors import ConfigError, ServerError
@@ -22,6 +22,8 @@ from selfimprove.models.recipes import Evolve, Perturb, Recipe
 from selfimprove.models.tiles import Adapter
 from selfimprove.records import Part
 from selfimprove.storage import storage_error
+
+Answer = TypeVar("Answer")
 
 _BYTES_PER_TOKEN = 4  # of English, roughly: for servers that do not count
 _SEEDS = 1 << 31  # the least that servers take
@@ -41,7 +43,8 @@ class OpenAIEngine:
     * **Scoring** asks ``/completions`` to echo prompt and continuation with the log-probability of every token (vLLM and SGLang
       do), and the prompt alone to see where the continuation begins: at the first token that the two do not share.
     * **Training** is the trainer's, another engine on the same model. The server is handed a policy as one adapter, however many
-      the policy is made of, in PEFT's format and under the policy's digest, and forgets those that were used longest ago.
+      the policy is made of, in PEFT's format and under the policy's digest, and forgets those that were used longest ago. One that
+      was restarted has lost them: it is handed them once more.
 
     What a server samples is not the same twice, so a run of another day differs. Every tile that was answered is kept, so that a
     run which goes on repeats nothing and promises that nothing is lost. The address is no part of any digest: the server may come
@@ -124,8 +127,11 @@ class OpenAIEngine:
     def generate(self, tile: Sequence[Generate], weights: Weights) -> tuple[list[Completion], dict[str, float]]:
         if any(r.logprobs for r in tile):
             raise ConfigError(f"a server does not tell the ids of the tokens it sampled, and a policy gradient needs them; {_HERE}")
-        names = self._names(tile, weights)
-        completions = self._endpoint.each(lambda send, r: self._completion(send, r, names[r.policy.digest]), tile)
+
+        def ask(names: Mapping[str, str]) -> list[Completion]:
+            return self._endpoint.each(lambda send, r: self._completion(send, r, names[r.policy.digest]), tile)
+
+        completions = self._asked(tile, weights, ask)
         return completions, {"generated_tokens": sum(c.tokens for c in completions)}
 
     def score(self, tile: Sequence[Score], weights: Weights) -> tuple[list[Likelihood], dict[str, float]]:
@@ -133,12 +139,39 @@ class OpenAIEngine:
             raise ConfigError("a server scores plain prompts only, and a chat turn was to be scored; score without chat turns, or use engine=torch")
         if any(r.ids or r.by_token or r.temperature != 1 for r in tile):
             raise ConfigError(f"a server scores texts, not sampled tokens and their entropies, and those were to be scored; {_HERE}")
-        names = self._names(tile, weights)
-        asked = [(sendable(r.prompt), sendable(r.continuation), names[r.policy.digest]) for r in tile]
+        asked = [(sendable(r.prompt), sendable(r.continuation), r.policy.digest) for r in tile]
         prompts = list(dict.fromkeys(prompt for prompt, continuation, _ in asked if prompt and continuation))
         begun = dict(zip(prompts, self._endpoint.each(lambda send, prompt: self._echo(send, prompt, self.model)[0], prompts), strict=True))
-        scored = self._endpoint.each(lambda send, a: self._likelihood(send, *a, begun.get(a[0], [])), asked)
+
+        def ask(names: Mapping[str, str]) -> list[tuple[Likelihood, int]]:
+            return self._endpoint.each(lambda send, a: self._likelihood(send, a[0], a[1], names[a[2]], begun.get(a[0], [])), asked)
+
+        scored = self._asked(tile, weights, ask)
         return [likelihood for likelihood, _ in scored], {"scored_tokens": sum(tokens for _, tokens in scored)}
+
+    def _asked(self, tile: Sequence[Generate | Score], weights: Weights, ask: Callable[[Mapping[str, str]], list[Answer]]) -> list[Answer]:
+        """What `ask` makes of what the server calls each policy of a tile; once more, where the server has lost its adapters since.
+
+        Raises: ServerError, where it loses them again.
+        """
+        names = self._names(tile, weights)
+        try:
+            return ask(names)
+        except ServerError as e:
+            if not self._policies.lost(e):
+                raise
+        self._policies.forget_all()
+        names = self._names(tile, weights)
+        try:
+            return ask(names)
+        except ServerError as e:
+            if (name := self._policies.lost(e)) is None:
+                raise
+            raise ServerError(
+                f"the server does not keep the adapter {name}, which it took twice; start it with room for engine.max_adapters="
+                f"{self._policies.most} of them (vLLM: --max-cpu-loras), or lower engine.max_adapters: {e}",
+                e.status,
+            ) from e
 
     def _completion(self, send: Send, r: Generate, name: str) -> Completion:
         prompt = sendable(r.prompt)
@@ -271,6 +304,15 @@ class _Policies:
             self._names[name] = self._load(name, path)
         self._names.move_to_end(name)
         return self._names[name]
+
+    def lost(self, error: ServerError) -> str | None:
+        """The adapter that a server knows no more; None where it refused something else. vLLM answers 404, SGLang 400; both name it."""
+        return next((n for n in self._names if error.status in (400, 404) and n in str(error)), None)
+
+    def forget_all(self) -> None:
+        """Have the server forget whatever it still has, to be handed it anew."""
+        while self._names and self.folder is not None:
+            self._forget(next(iter(self._names)), self.folder)
 
     def _write(self, path: Path, adapters: Sequence[str], weights: Weights) -> None:
         """Put the adapters, as one, into a folder. Raises: StorageError."""

@@ -24,13 +24,13 @@ class BankAdamW:
 
     Args:
         parameters: the bank's stacks; their data move into the buffer.
-        lora: learning rate, schedule, weight decay and clipping.
+        loras: of each adapter, its learning rate and schedule; weight decay and clipping are those of the first.
         steps: the number of steps that each adapter will make.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], lora: Lora, steps: Sequence[int]) -> None:
-        self.lora, self.steps = lora, list(steps)
-        count = len(steps)
+    def __init__(self, parameters: Sequence[Tensor], loras: Sequence[Lora], steps: Sequence[int]) -> None:
+        self.loras, self.steps = list(loras), list(steps)
+        self.max_norm, count = loras[0].max_norm, len(steps)
         flat = torch.cat([p.detach().reshape(count, -1) for p in parameters], dim=1)  # (K, P)
         self.grad = torch.zeros_like(flat)
         at = 0
@@ -41,7 +41,7 @@ class BankAdamW:
             p.grad = self.grad[:, at : at + size].view(p.shape)
             at += size
         self.rows = [torch.nn.Parameter(row) for row in flat]  # share the buffer's storage
-        self.optimizer = torch.optim.AdamW(self.rows, lr=0.0, weight_decay=lora.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self.rows, lr=0.0, weight_decay=loras[0].weight_decay, fused=True)
 
     def put(self, slot: int, moments: Mapping[str, Tensor]) -> None:
         """Go on with the moments that `moments` gave. Raises: ConfigError, for those of an adapter of another shape."""
@@ -57,9 +57,9 @@ class BankAdamW:
     def step(self, active: Sequence[int], step: int) -> None:
         """One step of the adapters in `active`, whose gradients the next backward pass replaces. `step` counts from 0."""
         chosen = slice(active[0], active[-1] + 1)  # a slice is no copy; whoever is not active in it has no gradient
-        if self.lora.max_norm:
+        if self.max_norm:
             grad = self.grad[chosen]
-            grad.mul_((self.lora.max_norm / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
+            grad.mul_((self.max_norm / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
         rates: dict[float, list[torch.nn.Parameter]] = {}
         for row in self.rows:
             row.grad = None
@@ -71,9 +71,9 @@ class BankAdamW:
         self.optimizer.step()
 
     def _rate(self, k: int, step: int) -> float:
-        rate = self.lora.learning_rate
-        if step < self.lora.warmup:
-            return rate * step / self.lora.warmup
-        if self.lora.schedule == "linear":
-            return rate * max(0.0, (self.steps[k] - step) / max(1, self.steps[k] - self.lora.warmup))
-        return rate
+        lora = self.loras[k]
+        if step < lora.warmup:
+            return lora.learning_rate * step / lora.warmup
+        if lora.schedule == "linear":
+            return lora.learning_rate * max(0.0, (self.steps[k] - step) / max(1, self.steps[k] - lora.warmup))
+        return lora.learning_rate

@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 ATTENTION = "selfimprove_packed"
 PRODUCTS = 2**26
 """The most scores that exist at one time."""
+KEYS = 2**17
+"""The most keys that rows are padded to together, their copies of a prefix's included."""
 
 
 class Ragged:
@@ -111,7 +113,7 @@ class Packed:
         branches: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.prefix, self.device = prefix, device
-        self.parts = [_Part(self, range(*part), lengths, owners, branches) for part in _similar(lengths)]
+        self.parts = [_Part(self, range(*part), lengths, owners, branches) for part in _similar(lengths, prefix)]
         self.sizes = [len(p.ragged.scatter) for p in self.parts]
         self.positions = torch.cat([p.ragged.positions for p in self.parts])  # (T,) of each token in its row
 
@@ -190,13 +192,13 @@ def _flat(x: Tensor, begin: int) -> Tensor:
     return x[0, :, begin:].transpose(0, 1).flatten(1)
 
 
-def _similar(lengths: Sequence[int]) -> list[tuple[int, int]]:
+def _similar(lengths: Sequence[int], prefix: int = 0) -> list[tuple[int, int]]:
     """Runs of neighbouring rows, (first, past the last), none of which is much longer than another of its run."""
     runs: list[tuple[int, int]] = []
     begin, least, most = 0, lengths[0], lengths[0]
     for i, length in enumerate(lengths):
         least, most = min(least, length), max(most, length)
-        if most > max(16, 1.5 * least):
+        if i > begin and (most > max(16, 1.5 * least) or (i + 1 - begin) * (prefix + most) > KEYS):
             runs.append((begin, i))
             begin, least, most = i, length, length
     return [*runs, (begin, len(lengths))]

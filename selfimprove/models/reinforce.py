@@ -66,7 +66,7 @@ def reinforce(
             bank.put(k, adapter)
     samples = [[encoded(frozen, s) for s in r.samples] for r in tile]
     plans = [plan(len(r.samples), lora, r.seed) for r in tile]
-    optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
+    optimizer = BankAdamW(bank.parameters(), [lora] * len(tile), [len(p) for p in plans])
     for k, (_, moments) in enumerate(starts):
         if moments:
             optimizer.put(k, moments)
@@ -76,9 +76,8 @@ def reinforce(
         for step in range(max(map(len, plans), default=0)):
             active = [k for k, p in enumerate(plans) if step < len(p)]
             for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens, frozen.shares):
-                sums, _ = backward(
-                    frozen, bank, group, logit_rows, lambda rows, *_: weigher(rows, objective), objective.temperature, sharpening(objective)
-                )
+                weights = lambda rows, *_: weigher(rows, objective)  # noqa: E731
+                sums, _ = backward(frozen, bank, group, step_tokens, logit_rows, weights, objective.temperature, sharpening(objective))
                 for (k, batch), found in zip(group, sums, strict=True):
                     last = step >= len(plans[k]) - len(plans[k]) // lora.epochs
                     told[k, 0] += found[0] / len(plans[k])

@@ -51,7 +51,7 @@ class Tiles:
     def __init__(self, folder: Path, shared: Shared | None = None) -> None:
         self.folder, self.shared = folder, shared
         self._cache: dict[str, Mapping[int, Adapter]] = {}
-        self._requests: dict[str, list[Any]] = {}  # of train and derive tiles
+        self._outlines: dict[str, list[Any]] = {}
         self._fresh = [p.stem for p in sorted(folder.glob("tiles/*/*.safetensors"))]  # weights that are on disk and not yet ruled on
 
     # ---- what a tile says ----
@@ -94,14 +94,18 @@ class Tiles:
 
     def requests(self, name: str) -> list[Any]:
         """What a tile that made parts was asked for. Raises: StorageError."""
-        if name not in self._requests:
-            path = self._path(name, "json")
-            try:
-                stored = read(path, REPLAY)
-                self._requests[name] = [_DECODE[stored["call"]](r) for r in stored["requests"]]
-            except (KeyError, TypeError) as e:
-                raise unreadable(path, e, REPLAY) from e
-        return self._requests[name]
+        path = self._path(name, "json")
+        try:
+            stored = read(path, REPLAY)
+            return [_DECODE[stored["call"]](r) for r in stored["requests"]]
+        except (KeyError, TypeError) as e:
+            raise unreadable(path, e, REPLAY) from e
+
+    def outline(self, name: str) -> list[Any]:
+        """The same without the texts that it trained on, which is little enough to be kept in memory for a whole run. Raises: StorageError."""
+        if name not in self._outlines:
+            self._outlines[name] = [_without_texts(r) for r in self.requests(name)]
+        return self._outlines[name]
 
     # ---- the weights that a tile made ----
 
@@ -174,6 +178,17 @@ def unreadable(path: Path, e: Exception, remedy: str = "") -> StorageError:
 
 
 # ---- requests, as they were written ----
+
+
+def _without_texts(request: Any) -> Any:
+    match request:
+        case Train():
+            return dataclasses.replace(request, documents=())
+        case Reinforce():
+            return dataclasses.replace(request, samples=())
+        case Prefer():
+            return dataclasses.replace(request, pairs=())
+    return request
 
 
 def _decode_train(data: Mapping[str, Any]) -> Train:

@@ -155,8 +155,8 @@ class TorchEngine:
         for i, r in enumerate(requests):
             layered = weights.layered(r.policy)
             if isinstance(r, Train):
-                shape: Any = r.lora
-                size: Any = sum(len(d.text) + len(d.prompt) for d in r.documents)
+                shape: Any = (*_shape(r.lora), r.lora.trainer, r.lora.weight_decay, r.lora.max_norm)
+                size: Any = r.lora.epochs * sum(len(d.text) + len(d.prompt) for d in r.documents)
             elif isinstance(r, Reinforce):
                 shape, size = (r.lora, r.objective), sum(len(s.prompt) + len(s.text) for s in r.samples)
             elif isinstance(r, Prefer):
@@ -176,17 +176,20 @@ class TorchEngine:
                 width = self._bank_width(first.lora)
                 tiles += [ordered[at : at + width] for at in range(0, len(ordered), width)]
             else:
-                tiles += self._whole([list(own) for _, own in itertools.groupby(ordered, lambda i: requests[i].policy.digest)])
+                live = weights.layered(first.policy).live
+                lora = weights.lora(live) if live else None
+                most = self._bank_width(lora, self.dtype.itemsize) if lora else self.bank
+                tiles += self._whole([list(own) for _, own in itertools.groupby(ordered, lambda i: requests[i].policy.digest)], most)
         return tiles
 
-    def _whole(self, policies: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Tiles of whole policies, as many as fit; only one that is too large for a tile is cut.
+    def _whole(self, policies: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        """Tiles of whole policies, as many as fit, `most` at most; only one that is too large for a tile is cut.
 
         So policies with equally many requests share a tile with the same others, whether all are asked at once or some of the tiles.
         """
         width, tiles, count = 4 * self.rows, [[]], 0  # type: int, list[list[int]], int
         for own in policies:
-            if tiles[-1] and (count == self.bank or len(tiles[-1]) + len(own) > width):
+            if tiles[-1] and (count == most or len(tiles[-1]) + len(own) > width):
                 tiles.append([])
                 count = 0
             count += 1
@@ -308,11 +311,10 @@ class TorchEngine:
         self._merge((*layered.merged, *([layered.live] if layered.live else [])), weights)
         self._lent = True
         try:
-            with self.frozen.plain() as model:
+            with self.frozen.lent() as model:
                 yield model
         finally:
             self._lent = False
-            self.frozen.reset()  # whoever had the weights may have changed them
 
     # ---- adapters ----
 
@@ -328,10 +330,10 @@ class TorchEngine:
         if lora is None:
             assert isinstance(recipe, Perturb), "whole weights that move are merged"
             return noise.formed(self.frozen.model, recipe, self.table), None, slots
-        loaded = [weights.adapter(name) for name in names]
-        self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
         bank = Bank(self.frozen.model, lora, len(names), trains=False)
-        bank.load(loaded)
+        for slot, name in enumerate(names):
+            bank.put(slot, weights.adapter(name))
+        self._merge(layers[0].merged, weights)  # a pruned adapter may have been trained again, on other merged weights
         return bank.attached(), bank, slots
 
     def _merge(self, wanted: tuple[str, ...], weights: Weights) -> None:
@@ -397,9 +399,10 @@ class TorchEngine:
         largest = max(m.weight.numel() for n, m in self.frozen.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
         return noise.Table(largest, self.device)
 
-    def _bank_width(self, lora: Lora) -> int:
+    def _bank_width(self, lora: Lora, bytes_per_weight: int = BYTES_PER_WEIGHT) -> int:
+        """How many adapters fit into a bank."""
         weights = sum(lora.rank * (m.in_features + m.out_features) for m in target_modules(self.frozen.model, lora).values())
-        return max(1, min(self.bank, self.split.bank_weights // weights))
+        return max(1, min(self.bank, self.split.bank_weights * BYTES_PER_WEIGHT // bytes_per_weight // weights))
 
     def _measure(self) -> Split:
         """The split that fits the memory. It goes by what the machine has, not by what is free just now, so that equal runs are cut alike."""

@@ -24,31 +24,33 @@ Batch = tuple[int, list[Encoded]]
 Weigh = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From the log-probabilities of all targets: what is told about each, and the loss's derivative by minus each. (N,) -> (N, …), (N,)"""
 Loss = Callable[[Sequence[tuple[int, Encoded]], Tensor, Tensor], Weigh]
-"""From the rows of a pass with their owners, the owner of every target and the targets of every owner. (N,), (G,)"""
+"""From the rows of a pass with their owners, the owner of every target and the targets of every owner in all passes. (N,), (G,)"""
+Entropy = Callable[[Sequence[tuple[int, Encoded]]], Tensor]
 
 
 def train(frozen: Frozen, tile: Sequence[Train], step_tokens: int, logit_rows: int) -> tuple[Bank, list[int], list[float]]:
     """The trained bank, and for each adapter the tokens trained on and the mean loss per token of the last epoch.
 
-    The loss of an adapter is the mean over the tokens of its batch, so adapters do not touch one another.
+    The loss of an adapter is the mean over the tokens of its batch, so adapters do not touch one another, and each has epochs, batches and a
+    rate of its own.
     """
-    lora = tile[0].lora
+    lora = tile[0].lora  # for what a bank has in common
     bank = Bank(frozen.model, lora, len(tile))
     bank.initialise([r.seed for r in tile])
     encoded = [[Encoded(*frozen.encode_document(d)) for d in r.documents] for r in tile]
     split = bool(lora.first_layer) and frozen.splits
     if split:
         cache_below(frozen, [d for documents in encoded for d in documents], lora.first_layer, step_tokens)
-    plans = [plan(len(documents), lora, r.seed) for documents, r in zip(encoded, tile, strict=True)]
-    optimizer = BankAdamW(bank.parameters(), lora, [len(p) for p in plans])
+    plans = [plan(len(documents), r.lora, r.seed) for documents, r in zip(encoded, tile, strict=True)]
+    optimizer = BankAdamW(bank.parameters(), [r.lora for r in tile], [len(p) for p in plans])
     tokens, count = [0] * len(tile), [0] * len(tile)
     loss = torch.zeros(len(tile), device=frozen.device)
     with bank.attached(), frozen.layers(lora.first_layer, None) if split else contextlib.nullcontext():
         for step in range(max(map(len, plans))):
             active = [k for k, p in enumerate(plans) if step < len(p)]
             for group in passes([(k, [encoded[k][d] for d in plans[k][step]]) for k in active], step_tokens, frozen.shares):
-                losses, counts = backward(frozen, bank, group, logit_rows)
-                last = [step >= len(plans[k]) - len(plans[k]) // lora.epochs for k, _ in group]
+                losses, counts = backward(frozen, bank, group, step_tokens, logit_rows)
+                last = [step >= len(plans[k]) - len(plans[k]) // tile[k].lora.epochs for k, _ in group]
                 loss[group[0][0] : group[-1][0] + 1] += losses * frozen.tensor(last)
                 for (k, batch), n, counted in zip(group, counts, last, strict=True):
                     tokens[k] += sum(len(d.ids) for d in batch)
@@ -67,14 +69,16 @@ def backward(
     frozen: Frozen,
     bank: Bank,
     group: Sequence[Batch],
+    step_tokens: int,
     logit_rows: int,
     loss: Loss = likelihood,
     temperature: float = 1.0,
-    entropy: Callable[[Sequence[tuple[int, Encoded]]], Tensor] | None = None,
+    entropy: Entropy | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Makes the gradients those of each adapter's loss; returns sums of what the loss tells (on the device, unwaited for) and numbers of targets.
 
     Args:
+        group: neighbouring adapters; a single one's batch may be larger than a pass, and is computed in several.
         entropy: from the rows of a pass, what the entropy at every target weighs in the loss. (N,)
     """
     first = group[0][0]
@@ -84,8 +88,33 @@ def backward(
             if stack.grad is not None:
                 stack.grad[first : first + len(group)] = 0
         return torch.zeros(len(group), device=frozen.device), [0] * len(group)
+    counts = [0] * len(group)
+    for g, row in rows:
+        counts[g] += sum(len(d.ids) - d.begin for d in row.documents)
+    sums = None
+    for piece in [rows] if len(group) > 1 else _pieces(rows, step_tokens):
+        bank.use(
+            Ragged.by_owner([g for g, _ in piece], [row.length for _, row in piece], len(group), frozen.device),
+            slice(first, first + len(group)),
+            more=sums is not None,
+        )
+        told = _backward(frozen, piece, counts, logit_rows, loss, temperature, entropy)
+        sums = told if sums is None else sums + told
+    assert sums is not None
+    return sums, counts
+
+
+def _backward(
+    frozen: Frozen,
+    rows: Sequence[tuple[int, Row]],
+    counts: Sequence[int],
+    logit_rows: int,
+    loss: Loss,
+    temperature: float,
+    entropy: Entropy | None,
+) -> Tensor:
+    """One pass of `backward`: the sums of what the loss tells, by owner. (G, …)"""
     lengths = [row.length for _, row in rows]
-    bank.use(Ragged.by_owner([g for g, _ in rows], lengths, len(group), frozen.device), slice(first, first + len(group)))
     alone = all(len(row.documents) == 1 for _, row in rows)
     attend = Packed(lengths, frozen.device, branches=None if alone else [row.branches() for _, row in rows])
     below = kept([row for _, row in rows])
@@ -93,18 +122,28 @@ def backward(
     hidden = frozen.forward(ids, positions, attend, below=None if below is None else below[None])[0]  # (T, d)
     owned = [(g, d) for g, row in rows for d in row.documents]
     targets = [t for _, d in owned for t in d.ids[d.begin :]]
-    owner = [g for g, d in owned for _ in d.ids[d.begin :]]
+    whose = frozen.tensor([g for g, d in owned for _ in d.ids[d.begin :]])
     begins = itertools.accumulate(lengths[:-1], initial=0)
     keep = [begin + place for begin, (_, row) in zip(begins, rows, strict=True) for place in row.sources()]
-    counts = torch.bincount(torch.tensor(owner), minlength=len(group))
-    whose = frozen.tensor(owner)
-    weigh = loss(owned, whose, counts.to(frozen.device))
+    weigh = loss(owned, whose, frozen.tensor(list(counts)))
     used = hidden.index_select(0, frozen.tensor(keep))
     sharpen = entropy(owned).to(frozen.device) if entropy else None
     told, grad = head_gradient(used.detach(), frozen, frozen.tensor(targets), weigh, logit_rows, temperature, sharpen)
     used.backward(grad)  # type: ignore[no-untyped-call]
-    sums = torch.zeros((len(group), *told.shape[1:]), device=frozen.device).index_add_(0, whose, told.float())
-    return sums, counts.tolist()
+    return torch.zeros((len(counts), *told.shape[1:]), device=frozen.device).index_add_(0, whose, told.float())
+
+
+def _pieces(rows: Sequence[tuple[int, Row]], limit: int) -> Iterator[list[tuple[int, Row]]]:
+    """Runs of rows that compute at most `limit` tokens together, or are one row."""
+    piece: list[tuple[int, Row]] = []
+    size = 0
+    for g, row in rows:
+        if piece and size + row.length > limit:
+            yield piece
+            piece, size = [], 0
+        piece.append((g, row))
+        size += row.length
+    yield piece
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""A run may begin with any LoRA adapter that PEFT wrote: the model is then what PEFT says it is."""
+"""A run may begin with any LoRA adapter that PEFT wrote, and mix plain ones: a model with one is what PEFT says it is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from selfimprove import config
 from selfimprove.errors import ConfigError
 from selfimprove.ledger import Ledger
 from selfimprove.models import Document, Generate, Lora, Models, Score, Train
+from selfimprove.models.adapters import unsupported
 from selfimprove.models.torch_engine import TorchEngine
+from selfimprove.testing import ScriptedEngine
+
+Build = Callable[..., Models]
 
 PROMPTS = ("w3 w4 w5", "w9", "w3 w4 w7 w8 w9 w10 w11")
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
@@ -161,3 +167,91 @@ def test_it_is_an_option_of_the_engine_and_goes_on_from_any_folder(tiny: Path, t
     composed = config.compose(["strategy=seal", "model=hf", f"model.name={tiny}", "engine.adapter=mine"])
     config.check(composed)
     assert config.anchored(composed).values["engine"]["adapter"] == str(tmp_path / "mine")
+
+
+# ---- adapters that are mixed ----
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [1, 2]},
+        {"target_modules": r".*\.[kv]_proj"},
+        {"target_modules": [f"model.layers.{n}.mlp.up_proj" for n in range(3)]},
+        {"init_lora_weights": "gaussian"},
+    ],
+)
+def test_an_adopted_adapter_is_what_peft_says(build: Build, tiny: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter", **changes)
+    layer = build()
+    [adopted] = layer.adopt([folder])
+    model = PeftModel.from_pretrained(plain(tiny), folder).eval()
+    with torch.no_grad():
+        logs = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)  # w3 is token 5
+    [found] = layer.score([Score(adopted, "w3 w4", "w5 w6")])
+    assert found.logprob == pytest.approx(float(logs[1, 7] + logs[2, 8]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers_to_transform": [0, 2]}, r"it lacks .*layers\.1\.self_attn\.q_proj\.lora_A\.weight \(and 3 more\); .*engine\.adapter="),
+        ({"target_modules": r".*\.[02]\.self_attn\.[kv]_proj"}, r"it lacks .*layers\.1\.self_attn\.k_proj"),
+        ({"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.up_proj"]}, r"it lacks .*layers\.0\.mlp\.up_proj"),
+        ({"exclude_modules": r".*layers\.1\..*"}, r"it lacks .*layers\.1\.self_attn\.q_proj"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is set: it sits on copies of layers"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set: it counts only after certain tokens"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' moved the weights below it too; convert it"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' moved the weights below it too"),
+        ({"use_rslora": True}, "no LoRA of one rank and scale: use_rslora is set"),
+        ({"rank_pattern": {"q_proj": 1}}, "no LoRA of one rank and scale: rank_pattern is set"),
+        ({"modules_to_save": ["lm_head"]}, "it holds .*lm_head"),
+    ],
+)
+def test_an_adapter_that_a_bank_does_not_compute_is_refused(build: Build, tiny: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    layer = build()
+    folder = saved(plain(tiny), tmp_path / "adapter", **changes)
+    with pytest.raises(ConfigError, match=message) as e:
+        layer.adopt([folder])
+    assert str(folder) in str(e.value)
+    assert not (layer.folder / "parts.jsonl").exists(), "nothing is recorded"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_hidden_layers": 4}, r"it has .*layers\.3\.\S+, which this model has not \(and 3 more\)"),
+        ({"num_hidden_layers": 2}, r"it lacks .*layers\.2\."),
+        ({"hidden_size": 16}, r"lora_A\.weight is \(4, 16\), and this model wants \(4, 32\)"),
+    ],
+)
+def test_an_adapter_of_another_model_is_not_adopted(build: Build, tmp_path: Path, small: dict[str, Any], sizes: dict[str, int], message: str) -> None:
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**small | sizes)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=message):
+        build().adopt([saved(plain(tmp_path / "other"), tmp_path / "adapter")])
+
+
+def test_an_adapter_that_says_nothing_sensible_is_refused(build: Build, tiny: Path, tmp_path: Path) -> None:
+    folder = saved(plain(tiny), tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    for wrong, message in (({"lora_alpha": 0}, "alpha > 0"), ({"r": 0}, "rank >= 1"), ({"r": 8}, r"is \(4, 32\), and this model wants \(8, 32\)")):
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **wrong}))
+        with pytest.raises(ConfigError, match=message):
+            build().adopt([folder])
+    save_file({}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="it holds no weights"):
+        build().adopt([folder])
+
+
+def test_a_scripted_model_adopts_nothing(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no modules that it could sit on; choose engine=torch"):
+        Models(ScriptedEngine(), tmp_path, Ledger()).adopt([saved(plain(tiny), tmp_path / "adapter")])
+
+
+def test_what_no_merge_computes() -> None:
+    assert unsupported({}) is None
+    assert unsupported(LoraConfig(**LORA | {"use_rslora": True, "alpha_pattern": {"q_proj": 2}}).to_dict()) is None
+    for name, value in (("layer_replication", [(0, 2)]), ("alora_invocation_tokens", [1])):
+        assert name in (unsupported(LoraConfig(**LORA | {name: value}).to_dict()) or "")

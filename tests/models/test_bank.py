@@ -143,10 +143,10 @@ def test_gradients_equal_those_of_each_adapter_alone(engines: Engines, tiny: Any
     chance = torch.Generator().manual_seed(1)
     for stack in bank.b.values():
         stack.copy_(torch.randn(stack.shape, generator=chance) * 0.1)  # zero B would leave A without a gradient
-    BankAdamW(bank.parameters(), lora, [1] * count)
+    BankAdamW(bank.parameters(), [lora] * count, [1] * count)
     batches = [[Encoded(*engine.frozen.encode_document(d)) for d in documents(k, 1 + k % 3, longest=50)] for k in range(count)]
     with bank.attached():
-        sums, counts = backward(engine.frozen, bank, list(enumerate(batches)), engine.logit_rows)
+        sums, counts = backward(engine.frozen, bank, list(enumerate(batches)), 2**20, engine.logit_rows)
     model = reference(engine, tiny, lora)
     for (k, batch), adapter in zip(enumerate(batches), bank.unload(), strict=True):
         load(model, adapter)
@@ -311,9 +311,9 @@ def test_prompts_carry_no_loss_and_the_text_ends(engines: Engines) -> None:
     lora = settings(epochs=1)
     for encoded, targets in ((plain, 2), (prompted, 3), (chat, 3)):  # nothing predicts a text's first token
         bank = Bank(engine.frozen.model, lora, 1)
-        BankAdamW(bank.parameters(), lora, [1])
+        BankAdamW(bank.parameters(), [lora], [1])
         with bank.attached():
-            assert backward(engine.frozen, bank, [(0, [encoded])], engine.logit_rows)[1] == [targets]
+            assert backward(engine.frozen, bank, [(0, [encoded])], 2**20, engine.logit_rows)[1] == [targets]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 10])

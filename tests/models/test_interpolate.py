@@ -69,13 +69,18 @@ def test_it_costs_nothing(build: Build) -> None:
 
 def test_what_is_not_between_anything_is_refused(build: Build) -> None:
     layer = build()
-    one, merged, wide = trained(layer, "w1"), trained(layer, "w2", merge=True), trained(layer, "w1", rank=8)
+    one, merged, wide = trained(layer, "w1"), trained(layer, "w2", merge=True), trained(layer, "w1", rank=8, alpha=16)
     with pytest.raises(ConfigError, match="neither of the two"):
         layer.interpolate([Interpolate(layer.root, layer.root, 0.5)])
     with pytest.raises(ConfigError, match="different merged weights"):
         layer.interpolate([Interpolate(one, merged, 0.5)])
     with pytest.raises(ConfigError, match="other ranks or targets"):
         layer.interpolate([Interpolate(one, wide, 0.5)])
+    with pytest.raises(ConfigError, match=r"alpha / rank is 2 and 20\).*train both with the same alpha and rank"):
+        layer.interpolate([Interpolate(one, trained(layer, "w1", alpha=80), 0.0)])
+    half = layer.interpolate([Interpolate(layer.root, trained(layer, "w1", alpha=80), 0.5)])[0].policy
+    with pytest.raises(ConfigError, match="alpha / rank"):
+        layer.interpolate([Interpolate(one, half, 0.5)])
     with pytest.raises(ConfigError, match="between 0 and 1"):
         Interpolate(one, one, 1.5)
     with pytest.raises(ConfigError, match="neither of the two"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from selfimprove.errors import ConfigError
 from selfimprove.ledger import Ledger
@@ -70,6 +71,7 @@ def test_models_of_llamas_build_say_what_transformers_says(
         ("Mistral", {"sliding_window": 4}, "its attention slides a window"),
         ("Mistral", {}, "its attention slides a window"),
         ("Qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}, "its attention slides a window"),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "its rotary embedding is dynamic, .*"),
     ],
 )
 def test_a_model_of_another_build_is_refused_when_it_is_opened(
@@ -81,6 +83,58 @@ def test_a_model_of_another_build_is_refused_when_it_is_opened(
     tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=rf"{kind}ForCausalLM\) is not built as Llama is \({reason}\), .*choose another"):
         TorchEngine(str(tmp_path), dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["StableLm", "Nemotron"])
+def test_a_model_that_keeps_its_attention_to_itself_is_refused(tmp_path: Path, small: dict[str, Any], tokenizer: Save, kind: str) -> None:
+    """Its layers hand nothing on to the attention, which would see all rows of a pass as one text."""
+    torch.manual_seed(1)
+    getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**small)).save_pretrained(tmp_path)
+    tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{kind}ForCausalLM\) computes something else here .*choose another model"):
+        TorchEngine(str(tmp_path), dtype="float32")
+
+
+def test_texts_begin_as_the_tokenizer_begins_them(tmp_path: Path, small: dict[str, Any], tokenizer: Save) -> None:
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model")
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    saved.backend_tokenizer.post_processor = TemplateProcessing(single="w40 $A", special_tokens=[("w40", 42)])
+    saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    layer = Models(TorchEngine(str(tmp_path / "model"), dtype="float32"), tmp_path / "run", Ledger())
+    frozen = layer.engine.frozen
+    assert frozen.encode_prompt("w3 w4", chat=False) == saved("w3 w4").input_ids == [42, 5, 6]
+    assert frozen.encode_document(Document("w3 w4")) == ([42, 5, 6, 1], 1)
+    assert frozen.encode_document(Document("w4", prompt="w3")) == ([42, 5, 6, 1], 2)
+    assert 42 not in frozen.encode_prompt("w3", chat=True)  # whose template says what it begins with
+    [scored] = layer.score([Score(layer.root, "w3 w4", "w6 w7")])
+    ids = saved("w3 w4 w6 w7", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    assert scored.logprob == pytest.approx(float(logs[-2:].sum()), abs=1e-4)
+
+
+def test_a_turn_ends_as_the_template_ends_it(tmp_path: Path, small: dict[str, Any], tokenizer: Save) -> None:
+    config = transformers.LlamaConfig(**small | {"eos_token_id": [1, 3]})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer(tmp_path)  # whose template ends a turn with w1, token 3
+    frozen = TorchEngine(str(tmp_path), dtype="float32").frozen
+    assert frozen.encode_document(Document("w4", prompt="w3", chat=True))[0][-1] == 3
+    assert frozen.encode_document(Document("w4", prompt="w3"))[0][-1] == 1
+
+
+def test_what_a_token_costs_does_not_depend_on_the_head_being_tied(tmp_path: Path, small: dict[str, Any], tokenizer: Save) -> None:
+    costs = []
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**small | {"tie_word_embeddings": tied})).save_pretrained(folder)
+        tokenizer(folder)
+        frozen = TorchEngine(str(folder), dtype="float32").frozen
+        costs.append((frozen.body_flops, frozen.head_flops))
+    assert costs[0] == costs[1]
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path, small: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ class ModelServer:
     def _complete(self, request: dict[str, Any]) -> HttpReply:
         name = request["model"]
         if name != MODEL and name.removeprefix(self.separator) not in self.loaded:
+            if self.separator:
+                return fails(400, f"The following requested LoRA adapters are not loaded: {name.removeprefix(self.separator)}\nLoaded adapters: []")
             return fails(404, f"The model `{name}` does not exist.")
         prompt = request.get("prompt")
         if prompt is None:
@@ -469,6 +471,71 @@ def test_the_folder_holds_what_the_server_holds(over: Build, tiny: Path, tmp_pat
     trained = models.train([Train(models.root, (Document("w3"),), LIVE, seed=i) for i in range(4)])
     models.generate([Generate(t.policy, "w3", 2) for t in trained])
     assert {p.name for p in (tmp_path / "adapters").iterdir()} == server.loaded == {t.policy.digest for t in trained[2:]}
+
+
+@pytest.mark.parametrize("style", ["vllm", "sglang"])
+@pytest.mark.parametrize("lost", ["all", "one"])
+def test_a_server_that_lost_its_adapters_is_handed_them_once_more(
+    over: Build, local: Models, tiny: Path, tmp_path: Path, style: str, lost: str
+) -> None:
+    """Restarted, or short of room: answers and charges are those of one that kept them."""
+    server = ModelServer(tiny, style)
+    remote = over(server, train=True, rows=5)
+    here, there = policies(local), policies(remote)
+
+    def lose() -> None:
+        server.loaded = server.loaded - {there["live"].digest} if lost == "one" else set()
+
+    texts, scores = [], []
+    remote.generate([Generate(p, "w8", 2) for p in there.values()])
+    before = remote.ledger.totals["generated_tokens"]
+    for models, known in ((local, here), (remote, there)):
+        lose()
+        texts.append(models.generate([Generate(p, prompt, 6, temperature=0) for prompt in PROMPTS for p in known.values()]))
+        lose()
+        scores.append([x.logprob for x in models.score([Score(p, prompt, " w9 w8 w7") for prompt in PROMPTS for p in known.values()])])
+    assert [c.text for c in texts[1]] == [c.text for c in texts[0]]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert remote.ledger.totals["generated_tokens"] - before == sum(c.tokens for c in texts[1])
+    assert {p.name for p in (tmp_path / "adapters").iterdir()} == server.loaded
+
+
+def test_a_server_that_keeps_no_adapter_is_told_which(over: Build, tiny: Path) -> None:
+    server, loads = ModelServer(tiny), []
+
+    def forgetful(number: int, request: dict[str, Any]) -> HttpReply:
+        if request["path"].endswith("/completions"):
+            server.loaded.clear()
+        elif request["path"].endswith("/load_lora_adapter"):
+            loads.append(request["lora_name"])
+        return server(number, request)
+
+    models = over(forgetful, train=True)
+    [trained] = models.train([Train(models.root, (Document("w3"),), LIVE)])
+    name = trained.policy.digest
+    with pytest.raises(ServerError, match=rf"does not keep the adapter {name}, which it took twice.*max_adapters=8.*knows no model '{name}'") as e:
+        models.generate([Generate(trained.policy, "w3", 2)])
+    assert MODEL not in str(e.value)
+    assert loads == [name, name]
+
+
+def test_a_model_that_a_server_lacks_is_no_lost_adapter(over: Build) -> None:
+    models = over(lambda n, request: fails(404, "no such model"))
+    with pytest.raises(ServerError, match=rf"knows no model '{MODEL}'.*engine\.model"):
+        models.generate([Generate(models.root, "w3", 2)])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_that_is_too_long_is_shown_with_its_length(over: Build, chat: bool) -> None:
+    def small(number: int, request: dict[str, Any]) -> HttpReply:
+        prompt = request.get("prompt") or request.get("messages", [{"content": ""}])[0]["content"]
+        return fails(400, "This model's maximum context length is 20 tokens. However, you requested 44.") if len(prompt) > 50 else says("x")
+
+    models = over(small)
+    with pytest.raises(
+        ServerError, match=r"no room in its context for a prompt of 120 characters and max_tokens=4 .*is 20 tokens.*'w5 w5.*shorten the prompt"
+    ):
+        models.generate([Generate(models.root, prompt, 4, chat=chat) for prompt in ("w3", "w5 " * 40)])
 
 
 def test_a_trainer_needs_a_folder(serve: Serve, engines: Callable[..., TorchEngine], tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., 
     chance = torch.Generator().manual_seed(1)
     for stack in bank.b.values():
         stack.copy_(torch.randn(stack.shape, generator=chance, dtype=torch.float64) * 0.1)
-    BankAdamW(bank.parameters(), LORA, [1] * 3)
+    BankAdamW(bank.parameters(), [LORA] * 3, [1] * 3)
 
     def noise(n: int) -> tuple[float, ...]:
         return tuple(torch.randn(n, generator=chance, dtype=torch.float64).tolist())
@@ -137,7 +137,9 @@ def test_gradients_equal_those_of_autograd_on_all_logits(engines: Callable[..., 
     batches = [[sample(1 + 3 * k + j) for j in range(1 + k)] for k in range(3)]
     group = [(k, [encoded(engine.frozen, s) for s in batch]) for k, batch in enumerate(batches)]
     with bank.attached():
-        sums, _ = backward(engine.frozen, bank, group, 4, lambda rows, *_: weigher(rows, objective), objective.temperature, sharpening(objective))
+        sums, _ = backward(
+            engine.frozen, bank, group, 2**20, 4, lambda rows, *_: weigher(rows, objective), objective.temperature, sharpening(objective)
+        )
     for k, batch in enumerate(batches):
         model = in_peft(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64), LORA, bank.unload()[k])
         for n, p in model.named_parameters():

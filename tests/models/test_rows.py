@@ -84,7 +84,7 @@ def test_gradients_are_those_of_documents_apart(engines: Callable[..., TorchEngi
             stack.requires_grad_(True)
             stack.grad = torch.zeros_like(stack)
         with bank.attached(), frozen.layers(below, None):
-            losses, counts = backward(frozen, bank, group, 64)
+            losses, counts = backward(frozen, bank, group, 2**20, 64)
         found.append((losses, counts, [p.grad.clone() for p in bank.parameters() if p.grad is not None]))
     assert any(len(r.documents) > 1 for r in rows_of(batch))
     (losses, counts, grads), (losses_apart, counts_apart, grads_apart) = found

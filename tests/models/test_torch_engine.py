@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from selfimprove.errors import ConfigError, UserError
-from selfimprove.models import Document, Generate, Lora, Models, Score, Train
+from selfimprove.models import Document, Generate, Lora, Models, Objective, Reinforce, Sample, Score, Train
 from selfimprove.models.bank import target_modules
 from selfimprove.models.frozen import Frozen
-from selfimprove.models.packing import ATTENTION
+from selfimprove.models.packing import ATTENTION, KEYS, _similar
 from selfimprove.models.torch_engine import TorchEngine
 from selfimprove.records import Part
 
@@ -52,7 +54,81 @@ def test_hostile_texts(build: Build, text: str) -> None:
     assert layer.generate([Generate(trained.policy, text, 3, stop=(text,)), Generate(trained.policy, text, 3, chat=True)])
 
 
+# ---- how work is cut ----
+
+
+def test_adapters_with_rates_and_epochs_of_their_own_train_in_one_bank_as_they_would_alone(build: Build) -> None:
+    layer = build(dtype="float64")
+    loras = [LORA, replace(LORA, learning_rate=0.01), replace(LORA, epochs=7), replace(LORA, batch=1, schedule="linear"), LORA]
+    requests = [
+        Train(layer.root, (Document("w1 w2 w3"), Document(f"w{i} w5 w6"), Document("w7 w8 w9 w10")), lora, seed=i) for i, lora in enumerate(loras)
+    ]
+    assert len(layer.engine.tiles(requests, layer)) == 1
+    together = layer.train(requests)
+    for i, (request, one) in enumerate(zip(requests, together, strict=True)):
+        apart = build(f"apart{i}", dtype="float64")
+        [alone] = apart.train([request])
+        assert (one.tokens, one.loss) == (alone.tokens, pytest.approx(alone.loss, rel=1e-6))
+        theirs = apart.adapter(alone.policy.digest)
+        assert all(torch.allclose(w, theirs[n], atol=1e-6) for n, w in layer.adapter(one.policy.digest).items())
+
+
+def test_a_batch_larger_than_a_pass_is_computed_in_several(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = Frozen.forward
+
+    def counted(self: Frozen, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        passes.append(ids.numel())
+        return forward(self, ids, *args, **options)
+
+    documents = tuple(Document(" ".join(f"w{(i * j) % 46}" for j in range(20 + i))) for i in range(12))
+    samples = tuple(Sample("w3 w4", d.text, tuple(range(2, 12)), (-1.0,) * 10, (0.5,) * 10, (0.1,) * 10) for d in documents)
+    found = []
+    for name, limit in (("whole", 2048), ("pieces", 64)):
+        layer = build(name, dtype="float64")
+        layer.engine.split = replace(layer.engine.split, step_tokens=limit)
+        monkeypatch.setattr(Frozen, "forward", counted)
+        passes.clear()
+        [trained] = layer.train([Train(layer.root, documents, replace(LORA, batch=64))])
+        [reinforced] = layer.reinforce([Reinforce(layer.root, samples, replace(LORA, batch=64), Objective())])
+        monkeypatch.undo()
+        found.append((max(passes), trained, reinforced, layer.adapter(trained.policy.digest), layer.adapter(reinforced.policy.digest)))
+    (_, trained, reinforced, *adapters), (most, its_trained, its_reinforced, *its_adapters) = found
+    assert most <= 64
+    assert its_trained.tokens == trained.tokens
+    assert its_trained.loss == pytest.approx(trained.loss, rel=1e-6)
+    assert its_reinforced.tokens == reinforced.tokens
+    for one, other in zip(adapters, its_adapters, strict=True):
+        assert all(torch.allclose(w, other[n], atol=1e-6) for n, w in one.items())
+
+
+def test_adapters_that_serve_fit_the_memory_too(build: Build) -> None:
+    layer = build()
+    policies = [t.policy for t in layer.train([Train(layer.root, (Document(f"w{i} w2"),), LORA, seed=i) for i in range(6)])]
+    layer.engine.split = replace(layer.engine.split, bank_weights=1)
+    for requests in ([greedy(p, "w1") for p in policies], [Score(p, "w1", "w2") for p in policies]):
+        assert [len(t) for t in layer.engine.tiles(requests, layer)] == [1] * 6
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60).map(sorted), st.integers(0, 100_000))
+def test_rows_are_padded_together_as_long_as_their_keys_fit(lengths: list[int], prefix: int) -> None:
+    runs = _similar(lengths, prefix)
+    assert [i for begin, end in runs for i in range(begin, end)] == list(range(len(lengths)))
+    for begin, end in runs:
+        assert end == begin + 1 or (end - begin) * (prefix + lengths[end - 1]) <= KEYS
+
+
 # ---- merged and live adapters ----
+
+
+def test_weights_that_a_borrower_changed_are_told_and_not_computed_with(build: Build) -> None:
+    layer = build()
+    before = layer.score([Score(layer.root, "w1", "w2 w3")])[0].logprob
+    with pytest.raises(ConfigError, match=r"given back with other weights \(model.layers.0"), layer.open(layer.root) as model, torch.no_grad():
+        model.model.layers[0].input_layernorm.weight.mul_(2)
+    with torch.no_grad():  # other tests share the engine
+        layer.engine.frozen.model.model.layers[0].input_layernorm.weight.div_(2)
+    assert layer.score([Score(layer.root, "w1", "w2 w3 w4")])[0].logprob < before
 
 
 def bits(engine: TorchEngine) -> dict[str, torch.Tensor]:

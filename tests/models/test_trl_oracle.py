@@ -68,7 +68,7 @@ class Class:
         self.chance = torch.Generator().manual_seed(1)
         for stack in self.bank.b.values():
             stack.copy_(torch.randn(stack.shape, generator=self.chance, dtype=torch.float64) * 0.1)
-        BankAdamW(self.bank.parameters(), LORA, [1])
+        BankAdamW(self.bank.parameters(), [LORA], [1])
         self.model = in_peft(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64), LORA, self.bank.unload()[0])
         for n, p in self.model.named_parameters():
             p.requires_grad_("lora_" in n)
@@ -90,7 +90,9 @@ class Class:
         objective = request.objective
         group = [(0, [encoded(self.engine.frozen, s) for s in request.samples])]
         with self.bank.attached():
-            backward(self.engine.frozen, self.bank, group, 7, lambda r, *_: weigher(r, objective), objective.temperature, sharpening(objective))
+            backward(
+                self.engine.frozen, self.bank, group, 2**20, 7, lambda r, *_: weigher(r, objective), objective.temperature, sharpening(objective)
+            )
 
     def oracle(self, kind: str, folder: Path, **options: Any) -> Any:
         self.engine.tokenizer.pad_token = self.engine.tokenizer.eos_token

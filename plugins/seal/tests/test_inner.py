@@ -126,6 +126,7 @@ def test_a_huge_edit() -> None:
         ({"lora": {**LORA, "ranks": 2}}, "inner.lora does not fit: .*its fields are rank, alpha"),
         ({"lora": {"rank": 2}}, "inner.lora does not fit"),
         ({"lora": {**LORA, "rank": 0}}, "rank >= 1"),
+        ({"lora": {**LORA, "targets": "all-linear"}}, "got the text 'all-linear'"),
     ],
 )
 def test_settings_that_make_no_sense(make_inner: MakeInner, changes: dict[str, Any], message: str) -> None:

@@ -53,11 +53,7 @@ class InnerLoop:
 
     def settings(self, **changes: Any) -> Lora:
         """The adapter's settings, with some of them changed. Raises: ConfigError for a field that does not exist."""
-        fields = {**self.lora, **changes}
-        try:
-            return Lora(**{**fields, "targets": tuple(fields["targets"])})
-        except (TypeError, KeyError) as e:
-            raise ConfigError(f"inner.lora does not fit: {e}; its fields are {', '.join(Lora.__dataclass_fields__)}") from e
+        return Lora.of(self.lora, "inner.lora", **changes)
 
     def prompt(self, item: Item, question: str) -> str:
         return self.question.replace("{title}", item.title).replace("{question}", question)
