@@ -7,7 +7,7 @@ seed on each arm, and either questions of its own for every seed or the same for
 
 * ``null_called_no_difference``: of suites whose arms are identical, the share in which neither is called better (1 minus the false positives);
 * ``power_promised`` and ``power_found``: the mean probability that a suite reports for finding the planted effect, and how often suites with that
-  effect find it;
+  effect find it; ``widest_power_gap``: how far these two are apart in the setting where they are furthest;
 * ``after_more_seeds``: how often it is found by suites that were given as many more seeds as a first suite asked for, to find it with probability .8.
 
 The result is benchmarks/results/calibration.json.
@@ -65,12 +65,12 @@ def measured(setting: str, suites: int) -> dict[str, Any]:
 
     def differences(seeds: int, planted: float) -> Iterator[Difference]:
         for _ in range(suites):
-            yield difference(*suite(rng, seeds, planted, **known), draws=1000)
+            yield difference(*suite(rng, seeds, planted, **known))
 
     null = list(differences(SEEDS, 0.0))
     planted = list(differences(SEEDS, effect))
     asked = [more_seeds(effect / 2, d) for d in planted[:: max(1, suites // 200)]]  # what a suite too small for half the effect asks for
-    more = [difference(*suite(rng, SEEDS + n, effect / 2, **known), draws=1000) for n in asked if n is not None]
+    more = [difference(*suite(rng, SEEDS + n, effect / 2, **known)) for n in asked if n is not None]
     return {
         **SETTINGS[setting],
         "suites": suites,
@@ -99,6 +99,7 @@ def main() -> None:
     made = {
         **mean,
         "least_null_called_no_difference": min(f["null_called_no_difference"] for f in found.values()),
+        "widest_power_gap": max(abs(f["power_promised"] - f["power_found"]) for f in found.values()),
         "settings": found,
         "versions": {p: version_of(p) for p in ("selfimprove", "numpy", "scipy")},
         "command": sys.argv[1:],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from scipy import stats
 from selfimprove import config as configuration
 from selfimprove import runfolder
 from selfimprove.config import Config
-from selfimprove.errors import ConfigError
+from selfimprove.errors import ConfigError, ResumeError
 from selfimprove.identity import digest
 from selfimprove.records import Evaluation, Lineage, encode_evaluation
 from selfimprove.session import Session
-from selfimprove.storage import append_line, place, read_lines, write_json
+from selfimprove.storage import append_line, place, read_lines, write_bytes, write_json
 
 FORKED, REPLAYS, REPLAYED = "forked.json", "replays", "replayed.json"
 
@@ -41,12 +42,37 @@ def fork(folder: Path, rounds: int, overrides: Sequence[str], trust_env: bool = 
     _check_environment(changed, folder, trust_env)
     parts = configuration.build(changed)
     new = runfolder.fresh(changed)
-    _copy(folder, new)
-    for line in lines[: rounds + 1]:
-        append_line(new / runfolder.JOURNAL, line)
-    write_json(new / FORKED, {"from": str(folder.absolute()), "round": rounds, "overrides": list(overrides)})
-    runfolder.record(changed, new)
+    with _built(new) as made:
+        _copy(folder, made)
+        for line in lines[: rounds + 1]:
+            append_line(made / runfolder.JOURNAL, line)
+        write_json(made / FORKED, {"from": str(folder.absolute()), "round": rounds, "overrides": list(overrides)})
+        runfolder.record(changed, made)
     return Session(parts, new)
+
+
+@contextlib.contextmanager
+def _built(new: Path) -> Iterator[Path]:
+    """A folder beside a new run folder, which takes its place in the end: a kill leaves that one empty, or whole."""
+    new = new.resolve()
+    made = new.with_name(f".{new.name}.fork")
+    shutil.rmtree(made, ignore_errors=True)  # left by a kill
+    made.mkdir()
+    try:
+        yield made
+        _put(made, new)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _put(made: Path, new: Path) -> None:
+    """Let a folder take the place of one that holds nothing but what a kill left before a run began."""
+    try:
+        for left in new.iterdir():
+            left.unlink()
+        made.rename(new)
+    except OSError as e:
+        raise ConfigError(f"the run folder {new} cannot be made: {e.strerror or e}; choose another with run.folder=PATH") from e
 
 
 @dataclass(frozen=True)
@@ -62,9 +88,10 @@ class Replay:
 def replay(folder: Path, overrides: Sequence[str], trust_env: bool = False) -> Replay:
     """The recorded trials of a run, rewarded by another rewarder; no edit is proposed or applied again.
 
-    It works in a folder of its own under ``replays``, where every evaluation is written; the run itself stays as it is. Killed, it goes on.
+    It works in a folder of its own under ``replays``, where every evaluation is written; the run itself stays as it is. Killed, it goes on; of a
+    run that has gone on meanwhile, all trials are rewarded anew.
 
-    Raises: ConfigError, where an override changes anything but the rewarder, the grader and the middleware.
+    Raises: ConfigError, where an override changes anything but the rewarder, the grader and the middleware; ResumeError.
     """
     recorded = runfolder.recorded(folder)
     keys = {str(o.key_or_group).split(".")[0] for o in configuration.parse(overrides)}
@@ -73,12 +100,13 @@ def replay(folder: Path, overrides: Sequence[str], trust_env: bool = False) -> R
     changed = configuration.anchored(configuration.derived(recorded, overrides))
     _check_environment(changed, folder, trust_env)
     parts = configuration.build(changed, only_measure=True)
-    work = folder / REPLAYS / digest({k: v for k, v in changed.recorded.items() if k != "run"})[:12]
+    rounds_so_far = _journal(folder)
+    work = folder / REPLAYS / digest({k: v for k, v in changed.recorded.items() if k != "run"}, hashlib.sha256(rounds_so_far).hexdigest())[:12]
     if not (work / runfolder.JOURNAL).exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         _copy(folder, work)
-        shutil.copyfile(folder / runfolder.JOURNAL, work / runfolder.JOURNAL)
+        write_bytes(work / runfolder.JOURNAL, rounds_so_far)
     session = Session(parts, work)
     try:
         before = dict(session.run.ledger.totals)
@@ -93,6 +121,14 @@ def replay(folder: Path, overrides: Sequence[str], trust_env: bool = False) -> R
     finally:
         session.close()
     return Replay(work / REPLAYED, rounds, spent)
+
+
+def _journal(folder: Path) -> bytes:
+    """The journal of a run as it is now."""
+    try:
+        return (folder / runfolder.JOURNAL).read_bytes()
+    except FileNotFoundError as e:
+        raise ResumeError(f"{folder} has no round yet; go on with it (`selfimprove resume {folder}`)") from e
 
 
 def _compared(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, ResumeError, StorageError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError, ResumeError, StorageError)
 
 
 def rows(root: Path) -> Iterator[dict[str, Any]]:
@@ -83,7 +83,11 @@ def chosen(found: Sequence[Mapping[str, Any]], filters: Sequence[str], order: st
         match = re.fullmatch(r"([\w.\-]+)(!=|>=|<=|=|>|<)(.*)", text)
         if match is None:
             raise ConfigError(f"{text!r} is no filter; write key=value, or one of !=, >, <, >=, <= instead of =")
-        key, sign, value = match[1], match[2], yaml.safe_load(match[3] or "null")
+        key, sign = match[1], match[2]
+        try:
+            value = yaml.safe_load(match[3] or "null")
+        except (yaml.YAMLError, ValueError) as e:
+            raise ConfigError(f"{text!r}: the value is no YAML ({str(e).splitlines()[0]}); quote it") from e
         _check_key(key, keys, bool(found))
         kept = [r for r in kept if _holds(r.get(key), sign, value)]
     if order:

@@ -27,6 +27,9 @@ from selfimprove.sandbox import Sandbox, Sandboxes
 from selfimprove.storage import read_lines, storage_error, write_json
 from selfimprove.task import SPLITS, Split, Task, TaskView
 
+LOCK = ".lock"
+"""The file of a run folder that is locked while a process works in it."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -141,7 +144,7 @@ class Session:
 def _locked(folder: Path) -> int:
     """A descriptor of the folder's lock, held by this process until it is closed. Raises: StorageError."""
     try:
-        lock = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT, 0o644)
+        lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as e:
         raise storage_error(folder, e) from e
     try:

@@ -36,7 +36,11 @@ class Item:
 
 @runtime_checkable
 class Task(Protocol):
-    """What a task plugin implements. Loading must be lazy: a run never calls `items` or `answers` for the test split."""
+    """What a task plugin implements. Loading must be lazy: a run never calls `items` or `answers` for the test split.
+
+    A class whose questions no text can answer, because a program is tested instead, says ``in_words = False``; then `bench` leaves out the null
+    arms that answer in words (the untouched model and supervised training) and the report says so.
+    """
 
     name: str
 

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from selfimprove import journal, past
+from selfimprove.branch import replay
 from selfimprove.cli import main
 from selfimprove.errors import ConfigError
 
@@ -90,6 +94,44 @@ def test_a_replay_with_another_rewarder(recorded: Path) -> None:
     assert found["spent"]["generated_tokens"] == 0
 
 
+def test_a_run_that_went_on_is_replayed_anew(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "run", ignore=shutil.ignore_patterns("replays"))
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines(keepends=True)
+    for rounds in (2, 3):
+        (tmp_path / "run" / "journal.jsonl").write_text("".join(lines[: rounds + 1]))
+        assert len(replay(tmp_path / "run", []).rounds) == rounds
+
+
+def test_a_run_without_a_journal_is_not_replayed(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(recorded, tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    assert main(["replay", str(tmp_path / "run")]) == 2
+    assert "has no round yet" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from selfimprove import branch
+kill, real = sys.argv[1], {n: getattr(branch, n) for n in ("append_line", "write_json")}
+def dying(*arguments):
+    real[kill](*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(branch, kill, dying)
+branch.fork(Path(sys.argv[2]), 1, [f"run.folder={sys.argv[3]}"])
+"""
+
+
+@pytest.mark.parametrize("after", ["append_line", "write_json"])
+def test_a_fork_that_was_killed_left_nothing_and_can_be_made_again(recorded: Path, tmp_path: Path, after: str) -> None:
+    new = tmp_path / "new"
+    assert subprocess.run([sys.executable, "-c", KILLED, after, str(recorded), str(new)]).returncode == -signal.SIGKILL
+    assert not list(new.iterdir())
+    assert main(["fork", str(recorded), "--round", "1", f"run.folder={new}"]) == 0
+    assert journal.lineage_digest(new / "journal.jsonl") == journal.lineage_digest(recorded / "journal.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
 def test_a_replay_changes_rewards_only(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(recorded), "editor.edits=3"]) == 2
     assert "got editor" in capsys.readouterr().err
@@ -124,9 +166,9 @@ def test_a_branch_has_the_small_content_of_its_parts(tmp_path: Path) -> None:
     assert main(["replay", str(old), "rewarder=prompt_evolution"]) == 0
 
 
-@pytest.mark.parametrize("filters", [["strategi=toy"], ["toy"], ["=3"]])
+@pytest.mark.parametrize("filters", [["strategi=toy"], ["toy"], ["=3"], ["strategy=[a"], ["strategy=2020-13-45"]])
 def test_a_filter_that_is_none_is_refused(filters: list[str]) -> None:
-    with pytest.raises(ConfigError, match="no filter|did you mean strategy"):
+    with pytest.raises(ConfigError, match="no filter|did you mean strategy|the value is no YAML"):
         past.chosen([{"strategy": "toy"}], filters)
 
 
@@ -135,3 +177,6 @@ def test_a_broken_run_is_a_row_that_says_so(recorded: Path, tmp_path: Path) -> N
     (tmp_path / "bad" / "journal.jsonl").write_text("{}\n")
     [found] = past.rows(tmp_path)
     assert "journal" in found["unreadable"]
+    (tmp_path / "bad" / "journal.jsonl").write_text("[" * 100_000 + "\n")
+    [found] = past.rows(tmp_path)
+    assert "unreadable" in found

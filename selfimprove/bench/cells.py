@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,8 @@ from typing import IO, Any
 
 from selfimprove import journal, runfolder
 from selfimprove.bench.matrix import Cell
-from selfimprove.errors import ResumeError
+from selfimprove.errors import SelfImproveError
+from selfimprove.session import LOCK
 from selfimprove.storage import write_json
 
 POLL = 0.2
@@ -33,7 +35,7 @@ class State:
     folder: Path
     state: str = WAITING
     reason: str = ""
-    """Why it failed, or why it stopped."""
+    """Why it failed, stopped, or waits for somebody else."""
     seconds: float = 0.0
 
     @property
@@ -68,6 +70,8 @@ def states(cells: Sequence[Cell], out: Path) -> list[State]:
     found = [state(c, out) for c in cells]
     for one in found:
         read(one)
+        if one.state == WAITING and (one.folder / runfolder.TEST).exists():
+            one.state = DONE  # its note is lost, and a run that was measured does not go on
         if one.state != DONE or not one.folder.is_dir():
             one.state, one.reason, one.seconds = WAITING, "", 0.0
     return found
@@ -104,13 +108,17 @@ def run(
         while waiting or running:
             if time.monotonic() > end:
                 waiting.clear()
-            while waiting and len(running) < jobs:
-                running.append(_started(waiting.pop(0), how))
+            while len(running) < jobs and (one := _free(waiting)):
+                waiting.remove(one)
+                running.append(_started(one, how))
             tell(cells)
             time.sleep(POLL)
             for entry in [e for e in running if e[1].poll() is not None]:
                 running.remove(entry)
                 _ended(*entry)
+                if entry[0].state == FAILED and held(entry[0].folder):  # somebody else was faster, and fails no cell
+                    entry[0].state = WAITING
+                    waiting.append(entry[0])
         tell(cells)
     finally:
         for _, process, log, _ in running:
@@ -119,8 +127,22 @@ def run(
             log.close()
 
 
+def held(folder: Path) -> bool:
+    """Whether a living process works in a run folder, as the cell of a benchmark that was killed may still do."""
+    try:
+        with open(folder / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever did
+        return False
+    return False
+
+
 def perform(one: State, how: How) -> None:
     """Run one cell here and wait for it; its record says meanwhile that it runs, and then how it ended."""
+    while held(one.folder):
+        time.sleep(POLL)
     entry = _started(one, how)
     _note(one)
     entry[1].wait()
@@ -144,10 +166,19 @@ def progress(state: State) -> tuple[int, dict[str, float], float | None]:
         return 0, {}, None
     try:
         lineage, ledger, _ = journal.read(path)
-    except (ResumeError, OSError):  # it has just begun
+    except (SelfImproveError, OSError, RecursionError):  # it has just begun, or the report will say what is wrong
         return 0, {}, None
     best = lineage.best()
     return len(lineage), dict(ledger.get("totals", {})), None if best is None else lineage.score(best.id)
+
+
+def _free(waiting: Sequence[State]) -> State | None:
+    """The first cell in whose folder nobody works; the others say why they wait."""
+    for one in waiting:
+        one.reason = f"another process works in {one.folder}" if held(one.folder) else ""
+        if not one.reason:
+            return one
+    return None
 
 
 _Running = tuple[State, subprocess.Popen[bytes], IO[bytes], float]

@@ -7,8 +7,10 @@ import json
 import math
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from rich.console import Console
 from selfimprove import config as configuration
 from selfimprove.bench import cells, launching
 from selfimprove.bench.live import Board
-from selfimprove.bench.matrix import AT_EQUAL_COST, matrix
+from selfimprove.bench.matrix import matrix
 from selfimprove.bench.merging import merged
 from selfimprove.bench.opening import FAILURES, unmeasured
 from selfimprove.bench.report import write
 from selfimprove.bench.result import result
-from selfimprove.bench.suite import suite_of
+from selfimprove.bench.suite import AT_EQUAL_COST, suite_of
+from selfimprove.bench.verdicts import WAITS
 from selfimprove.errors import ConfigError, UserError
 from selfimprove.report.safe import safe
 from selfimprove.storage import write_json
@@ -31,6 +34,20 @@ from selfimprove.storage import write_json
 RESULT, CELLS, TILES = "result.json", "cells.json", "tiles"
 
 
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """While inside, SIGTERM ends the command as an interrupt does, so that the processes it started end with it."""
+    if threading.current_thread() is not threading.main_thread():  # only there a signal can be answered
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@_ending()
 def bench(
     words: Sequence[str],
     out: Path | None,
@@ -54,16 +71,18 @@ def bench(
         hours: start no more cells after so long.
         open_anyway: open the test although some cells failed.
 
-    Raises: ConfigError, before anything runs; UserError, where cells failed, after the others and the report.
+    Raises: ConfigError, before anything runs; UserError, where cells failed or were not measured, after the others and the report.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs wants at least 1; got {jobs}")
-    _words("--launch", launch)
+    if (first := _words("--launch", launch)[:1]) and shutil.which(first[0]) is None:
+        raise ConfigError(f"--launch wants words that start a command; there is no program {first[0]!r} here: install it, or give its path")
     chosen = configuration.launcher(named) if (named := _words("--launcher", launcher)) else []
     if chosen and (jobs > 1 or launch):
         raise ConfigError("a launcher says itself where and how many at a time (--launcher 'joblib n_jobs=2'); leave out --jobs and --launch")
     suite = suite_of(words)
-    made = matrix(suite)
+    with console.status(f"composing the cells of suite {suite.name}"):  # half a second each
+        made = matrix(suite)
     folder = out or Path("runs", "bench", suite.name)
     states = cells.states(made.cells, folder)
     board = Board(suite, made, console)
@@ -82,7 +101,8 @@ def bench(
         shutil.rmtree(folder / TILES, ignore_errors=True)  # it saved time, and nobody needs it any more
     if not left and (open_anyway or not failed) and unmeasured(folder, keys):
         _open_test(folder, keys, trust_env, console)
-    _report(result(suite, made, states, folder, _failures(folder)), folder, console)
+    found = result(suite, made, states, folder, _failures(folder))
+    _report(found, folder, console)
     if left:
         console.print(f"{len(left)} of {len(states)} cells are left; the same command goes on with them", markup=False, highlight=False)
     if failed:
@@ -90,6 +110,8 @@ def bench(
             f"{len(failed)} of {len(states)} cells failed, so the report lacks them; mend what their logs say and give the same command again"
             + ("" if open_anyway else ", or open the test for the others with --open")
         )
+    if not left and (lacking := [f for f in found["failures"] if f["reason"] != WAITS]):
+        raise UserError(f"{len(lacking)} of {len(states)} cells have no test score, so the report lacks them; it says why of each")
     return folder
 
 

@@ -6,6 +6,7 @@ Items are nested in tasks, tasks in seeds. Tasks are fixed (a suite names them),
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ Grades = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Grades by task, seed and item."""
 ALPHA = 0.05
 POWER = 0.8
-DRAWS = 2_000
 MOST_SEEDS = 200
+_ROUNDING = 1e-9
+"""Means closer than this are equal."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Difference:
     estimate: float
     low: float
     high: float
-    """The 95 % interval."""
+    """The 95 % interval, of this comparison alone."""
     p: float
     """Two-sided, not corrected for other comparisons."""
     seeds: int
@@ -45,15 +47,20 @@ class Difference:
     def standard_error(self) -> float:
         return math.sqrt(self.seed_variance + self.item_variance)
 
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """What holds the true difference with probability 1 − alpha."""
+        half = float(stats.t.ppf(1 - alpha / 2, self.seeds - 1)) * self.standard_error
+        return self.estimate - half, self.estimate + half
 
-def difference(one: Grades, other: Grades, draws: int = DRAWS) -> Difference:
+
+def difference(one: Grades, other: Grades) -> Difference:
     """The paired difference with its interval and p.
 
-    A hierarchical bootstrap: seeds are drawn with replacement and keep their items (Davison and Hinkley 1997, section 3.8: drawing items
-    again would count their noise twice, because the seeds' means already hold it). Where seeds share items, what the items add is the
-    variance of drawing items minus that of drawing single grades (Cameron, Gelbach and Miller 2011, two-way clustering).
-    Two corrections for few seeds: the bootstrap's variance is n/(n−1) times larger, and the interval and p go by Student's t with
-    n−1 degrees of freedom instead of the normal distribution.
+    A hierarchical bootstrap of infinitely many draws, which for means is a formula: seeds are drawn with replacement and keep their items
+    (Davison and Hinkley 1997, section 3.8: drawing items again would count their noise twice, because the seeds' means already hold it).
+    Where seeds share items, what the items add is the variance of drawing items minus that of drawing single grades (Cameron, Gelbach and
+    Miller 2011, two-way clustering). Two corrections for few seeds: the bootstrap's variance is n/(n−1) times larger, and the interval and p go
+    by Student's t with n−1 degrees of freedom instead of the normal distribution. Where all seeds agree, see `_unseen_variance`.
 
     Raises: ConfigError, where there are not two common seeds.
     """
@@ -63,21 +70,18 @@ def difference(one: Grades, other: Grades, draws: int = DRAWS) -> Difference:
         raise ConfigError(f"a comparison needs two seeds that both arms finished; these have {seeds}")
     by_seed = np.mean([np.nanmean(t, axis=1) for t in tables.values()], axis=0)  # (S,)
     estimate = float(by_seed.mean())
-    rng = np.random.default_rng(0)
-    few = seeds / (seeds - 1)
-    weights = _counts(rng, draws, seeds)  # (B, S)
-    seed_variance = few * float(np.var(weights @ by_seed / seeds))
+    seed_variance = float(np.var(by_seed, ddof=1)) / seeds if np.ptp(by_seed) > _ROUNDING else 0.0
     item_variance = 0.0
-    for table in tables.values():
-        if (np.isfinite(table).sum(axis=0) > 1).any():
-            item_variance += max(0.0, _item_variance(table, rng, draws)) / len(tables) ** 2
-    if seed_variance + item_variance == 0 and estimate:
-        item_variance = sum(map(_unseen_variance, tables.values())) / len(tables) ** 2
-    error = math.sqrt(seed_variance + item_variance)
-    half = float(stats.t.ppf(1 - ALPHA / 2, seeds - 1)) * error
-    p = float(2 * stats.t.sf(abs(estimate) / error, seeds - 1)) if error else float(estimate == 0)
+    for table in filter(_shared, tables.values()):
+        item_variance += max(0.0, _item_variance(table)) / len(tables) ** 2
+    if seed_variance + item_variance < _ROUNDING**2:
+        unseen = [(_shared(t), _unseen_variance(t) / len(tables) ** 2) for t in tables.values()]
+        seed_variance = math.fsum(v for shared, v in unseen if not shared)  # every seed brings items of its own
+        item_variance = math.fsum(v for shared, v in unseen if shared)
     items = sum(int(np.isfinite(t).sum()) for t in tables.values())
-    return Difference(estimate, estimate - half, estimate + half, p, seeds, items, tuple(map(float, by_seed)), seed_variance, item_variance)
+    found = Difference(estimate, estimate, estimate, 1.0, seeds, items, tuple(map(float, by_seed)), seed_variance, item_variance)
+    low, high = found.interval(ALPHA)
+    return dataclasses.replace(found, low=low, high=high, p=float(2 * stats.t.sf(abs(estimate) / found.standard_error, seeds - 1)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -114,8 +118,6 @@ def power(effect: float, found: Difference, seeds: int | None = None, alpha: flo
     df = found.seeds - 1
     seed_variance = found.seed_variance * found.seeds / n * df / stats.chi2.ppf(quantiles, df)  # (60,) what it may truly be
     error = np.sqrt(seed_variance + found.item_variance)
-    if not error.all():
-        return float(effect != 0)
     estimated = np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))  # (60,) of the true error, what n seeds will estimate
     limit = stats.t.ppf(1 - alpha / 2, n - 1) * estimated
     shift = (abs(effect) / error)[:, None]
@@ -149,29 +151,28 @@ def _tables(one: Grades, other: Grades) -> dict[str, np.ndarray]:
     return tables
 
 
+def _shared(table: np.ndarray) -> bool:
+    """Whether seeds have items in common."""
+    return bool((np.isfinite(table).sum(axis=0) > 1).any())
+
+
 def _unseen_variance(table: np.ndarray) -> float:
     """Of a task's mean whose seeds agree exactly: that of its items and, because no spread seen is not no spread, of one more for and one against."""
     seen = table[np.isfinite(table)]
-    most = float(np.abs(seen).max())
+    most = float(np.abs(seen).max()) or 1.0  # two arms that never differ: by a whole grade they could
     return float(np.var([*seen, most, -most])) / len(seen)
 
 
-def _item_variance(table: np.ndarray, rng: np.random.Generator, draws: int) -> float:
-    """What drawing shared items adds to the variance of a task's mean, beyond the noise that single grades have.  (S, I) -> ()"""
+def _item_variance(table: np.ndarray) -> float:
+    """What drawing shared items adds to the variance of a task's mean, beyond the noise of single grades where its seeds show that.  (S, I) -> ()"""
     mask = np.isfinite(table)
     values = np.where(mask, table, 0.0)
-    items = table.shape[1]
-    counts = _counts(rng, draws, items)  # (B, I)
-    drawn = (counts @ values.T) / np.maximum(counts @ mask.T, 1)  # (B, S)
+    seeds, items = table.shape
     rows = np.nanmean(table, axis=1, keepdims=True)
     columns = np.nanmean(table, axis=0, keepdims=True)
+    influence = (np.where(mask, values - rows, 0.0) / mask.sum(axis=1, keepdims=True)).sum(axis=0) / seeds  # (I,) of an item, on the mean
     rest = np.where(mask, values - rows - columns + values[mask].mean(), 0.0)
-    free = max(1, (table.shape[0] - 1) * (items - 1))
+    free = max(1, (seeds - 1) * (items - 1))
     single = float((rest**2).sum() / free / mask.sum())
-    whole = float(np.var(drawn.mean(axis=1))) * items / max(1, items - 1)
-    return float(whole - single)
-
-
-def _counts(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:
-    """How often each of n is drawn, for every draw.  -> (B, n)"""
-    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
+    whole: float = float((influence**2).sum()) * items / max(1, items - 1)
+    return whole - (single if np.ptp(rows) > _ROUNDING else 0.0)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from selfimprove.bench.cells import DONE, FAILED, RUNNING, State, progress
+from selfimprove.bench.cells import DONE, FAILED, RUNNING, WAITING, State, progress
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.suite import Suite
 from selfimprove.report.safe import safe
@@ -24,7 +24,7 @@ class Board:
 
     def __init__(self, suite: Suite, matrix: Matrix, console: Console) -> None:
         self.suite, self.matrix, self.console = suite, matrix, console
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # cell and state
         self._live: Live | None = None
         self._read: dict[str, tuple[int, tuple[int, dict[str, float], float | None]]] = {}  # by cell: bytes of its journal, and what they say
 
@@ -42,8 +42,9 @@ class Board:
             self._live.update(self.table(states))
             return
         for one in states:
-            if one.state in (DONE, FAILED) and one.cell.key not in self._told:
-                self._told.add(one.cell.key)
+            waits = one.state == WAITING and one.reason
+            if (one.state in (DONE, FAILED) or waits) and (one.cell.key, one.state) not in self._told:
+                self._told.add((one.cell.key, one.state))
                 done = sum(s.state == DONE for s in states)
                 words = f"[{done}/{len(states)}] {one.cell.task}/{one.cell.arm} seed {one.cell.seed}: {one.state}"
                 self.console.print(safe(words + (f" ({one.reason})" if one.reason else "")), highlight=False, soft_wrap=True)

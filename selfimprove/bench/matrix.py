@@ -11,7 +11,7 @@ from typing import Any
 
 from selfimprove import config as configuration
 from selfimprove import discovery
-from selfimprove.bench.suite import NULLS, UNTRAINED, ArmEntry, Suite, TaskEntry
+from selfimprove.bench.suite import AT_EQUAL_COST, NULLS, UNTRAINED, ArmEntry, Suite, TaskEntry
 from selfimprove.config import Config
 from selfimprove.errors import ConfigError
 from selfimprove.identity import digest
@@ -22,8 +22,6 @@ SAME = ("task", "grader", "model", "engine")
 """Groups that all arms of a task have in common: the null arms take them from its first strategy."""
 ASKED = ("template", "chat", "max_tokens", "stop")
 """What of an `Asking` says how a model is asked; the rest says how it is decoded."""
-AT_EQUAL_COST = ("majority", "best_of_n")
-"""Untrained null arms that take as many samples as the budget pays for."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Arm:
     kind: str
     """``strategy``, or the null arm that it is."""
     of: tuple[str, ...] = ()
-    """The strategies whose null arm it is; empty where it is that of all of the task."""
+    """The strategies whose null arm it is, which a strategy may be as well; empty in a null arm where it is that of all of the task."""
     cells: list[Cell] = field(default_factory=list)
     configuration: dict[str, Any] = field(default_factory=dict)
     """With the first seed."""
@@ -87,13 +85,13 @@ def matrix(suite: Suite) -> Matrix:
         rows += [row for a in own for row in _nulls_of(suite, task, a, left_out)]
         same = [f"{g}={name}" for g in SAME if own and (name := rows[0].configuration["choices"].get(g))]
         asked = _asked(rows)
-        for null in suite.nulls if own else ():
+        for null in _of_a_task(task, rows, suite.nulls, left_out) if own else ():
             if null in UNTRAINED:
                 rows.append(_arm(suite, task, null, null, (*same, *_untouched(suite, task, null), *asked, *task.untouched), ()))
-            elif null == "supervised" and task.supervised is not None:
-                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *asked, *task.supervised), ()))
+            else:
+                rows.append(_arm(suite, task, null, null, (*same, "strategy=supervised", *asked, *(task.supervised or ())), ()))
         _check_same(suite, rows)
-        merged = _merged(rows)
+        merged = _merged(suite, rows)
         if merged:
             bases[task.name] = _described(merged[0])
             for row in merged:
@@ -119,6 +117,17 @@ def _nulls_of(suite: Suite, task: TaskEntry, arm: ArmEntry, left_out: dict[str, 
             random = _wrapped(composed, "shuffled_edits")
             rows.append(_arm(suite, task, "random_edits", "random_edits", (*arm.overrides, *random), (arm.name,)))
     return rows
+
+
+def _of_a_task(task: TaskEntry, rows: Sequence[Arm], nulls: Sequence[str], left_out: dict[str, str]) -> list[str]:
+    """The null arms that are made of a task; those that answer in words are left out where no text is an answer."""
+    kinds = [n for n in nulls if n in UNTRAINED or (n == "supervised" and task.supervised is not None)]
+    target = rows[0].configuration["task"]["_target_"]
+    if getattr(configuration.located(target, "task", discovery.sources()), "in_words", True):
+        return kinds
+    if kinds:
+        left_out[f"{task.name}/{', '.join(kinds)}"] = "no text can answer its questions, so a model cannot be asked them or trained on their answers"
+    return []
 
 
 def _wrapped(composed: Config, wrapper: str) -> tuple[str, ...]:
@@ -221,15 +230,22 @@ def _check_same(suite: Suite, rows: Sequence[Arm]) -> None:
                 )
 
 
-def _merged(rows: Sequence[Arm]) -> list[Arm]:
-    """The rows with equal cells once; a null arm that several strategies share is that of all of them."""
+def _merged(suite: Suite, rows: Sequence[Arm]) -> list[Arm]:
+    """The rows with equal cells once: a null arm that several strategies share, or that is a strategy of the suite, is that of all of them.
+
+    Raises: ConfigError, where two strategies are the same.
+    """
     found: dict[tuple[str, ...], Arm] = {}
     for row in rows:
-        keys = tuple(c.key for c in row.cells)
-        if keys not in found:
-            found[keys] = row
-        elif row.kind != "strategy":
-            found[keys].of = tuple(dict.fromkeys((*found[keys].of, *row.of)))
+        known = found.setdefault(tuple(c.key for c in row.cells), row)
+        if known is row:
+            continue
+        if row.kind == "strategy":
+            raise ConfigError(
+                f"suite {suite.name}, task {row.task}: the arms {known.name} and {row.name} have one configuration, so there is nothing to compare; "
+                "take one of them out, or change what it overrides"
+            )
+        known.of = tuple(dict.fromkeys((*known.of, *row.of)))
     return list(found.values())
 
 

@@ -31,14 +31,15 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [*(f"- {s}" for s in cautions(result)), "", *table(result), ""]
     rows = comparisons(result)
     if rows:
-        lines += [f"| {' | '.join(COMPARED)} |", f"|{'---|' * len(COMPARED)}", *(f"| {' | '.join(r)} |" for r in rows), ""]
+        lines += [_row(COMPARED), f"|{'---|' * len(COMPARED)}", *map(_row, rows), ""]
+        lines += [NOTE.format(effect=result["effect"]), ""]
     return "\n".join(lines)
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The arms as a Markdown table, by task."""
     unit = result["unit"]
-    yield f"| task | arm | sealed test | pass@k | {unit} | seeds |"
+    yield _row(("task", "arm", "sealed test", "pass@k", unit, "seeds"))
     yield "|---|---|---|---|---|---|"
     for a in result["arms"]:
         score = _number(a["score"]) + ("" if a["standard_error"] is None else f" ± {a['standard_error']:.3f}")
@@ -46,11 +47,21 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         done = sum(c["score"] is not None for c in a["cells"])
         most = max((int(m.removeprefix("pass_at_")) for m in _passes([a])), default=0)
         passed = f"{a['metrics'][f'pass_at_{most}']:.3f} (k = {most})" if most else ""
-        yield f"| {a['task']} | {short(a['name'])} | {score} | {passed} | {spent} | {done} |"
+        yield _row((a["task"], short(a["name"]), score, passed, spent, str(done)))
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
 
 
 COMPARED = ("comparison", "task", "difference", "95 % interval", "corrected p", "probability of improvement", "power", "verdict")
 """The columns of `comparisons`."""
+NOTE = (
+    "Paired differences over seeds and items. Intervals are of each comparison alone; p and the verdicts are corrected for their number. "
+    "The probability of improvement is that of one seed beating another; the power, that of finding a difference of {effect:g}."
+)
+"""What stands below the comparisons."""
 
 
 def comparisons(result: Mapping[str, Any]) -> list[list[str]]:
@@ -80,12 +91,13 @@ def html(result: Mapping[str, Any]) -> str:
         r=result,
         unit=unit,
         several=len(result["budgets"]) > 1,
-        spends=_spends(result),
+        given=_given(result),
         summaries=list(summaries(result)),
         verdicts=[(verdict.replace(" ", "-"), told) for verdict, told in compared(result)],
         cautions=list(cautions(result)),
         forest=_forest(result),
         compared=COMPARED,
+        note=NOTE.format(effect=result["effect"]),
         comparisons=[(c["verdict"].replace(" ", "-"), row) for c, row in zip(result["comparisons"], comparisons(result), strict=True)],
         passes=_passes(arms),
         curves=[(t, _curves(result, t, unit)) for t in dict.fromkeys(a["task"] for a in arms)],
@@ -106,8 +118,8 @@ def _title(result: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
     return short(arm["name"]) + (f" on {arm['task']}" if several else "")
 
 
-def _spends(result: Mapping[str, Any]) -> str:
-    """What every trained arm spends."""
+def _given(result: Mapping[str, Any]) -> str:
+    """What every trained arm may spend."""
     budgets, unit = result["budgets"], result["unit"]
     if len(set(budgets.values())) == 1:
         return f"{next(iter(budgets.values())):.3g} {unit}"
@@ -157,10 +169,11 @@ def _passes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _forest(result: Mapping[str, Any]) -> str:
     rows = [c for c in result["comparisons"] if "difference" in c]
+    several = len(result["budgets"]) > 1
     return charts.intervals(
         [
             (
-                f"{short(c['one'])} − {short(c['other'])}",
+                f"{short(c['one'])} − {short(c['other'])}" + (f" on {', '.join(c['tasks'])}" if several else ""),
                 c["difference"],
                 c["low"],
                 c["high"],

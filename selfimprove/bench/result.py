@@ -14,45 +14,49 @@ from typing import Any
 import psutil
 
 from selfimprove import journal, records, runfolder, sealed
-from selfimprove.bench.cells import DONE, State
+from selfimprove.bench.cells import DONE, FAILED, State
 from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import Arm, Matrix
 from selfimprove.bench.opening import openings
 from selfimprove.bench.suite import Suite
 from selfimprove.bench.verdicts import WAITS
-from selfimprove.discovery import sources, version_of
 from selfimprove.errors import SelfImproveError, StorageError
 from selfimprove.report.read import described, history, scored
 from selfimprove.truth import truth_of
 
-SCHEMA = 3
+SCHEMA = 4
 EDIT = 600
 """Characters of an edit that are shown."""
 MEMBERS = 200
 """Candidates of a lineage that are drawn, the oldest."""
+UNREADABLE = (SelfImproveError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What a file of a run folder that is damaged makes of reading it."""
 
 
 def result(suite: Suite, matrix: Matrix, states: Sequence[State], out: Path, test_failures: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the report says, from what is on disk."""
     known = {s.cell.key: s for s in states}
-    arms = [_arm(arm, [known[c.key] for c in arm.cells], suite) for arm in matrix.arms]
-    failures = [{"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": s.reason or WAITS} for s in states if s.state != DONE]
-    failures += [
-        {"task": known[k].cell.task, "arm": known[k].cell.arm, "seed": known[k].cell.seed, "reason": f"its test: {reason}"}
-        for k, reason in test_failures.items()
-        if k in known
+    opened = openings(out)
+    if opened and all(s.state in (DONE, FAILED) for s in states):  # then a test that is missing should be there
+        later = "it was not measured when the others were; the same command measures it once no cell fails"
+        test_failures = {k: test_failures.get(k, later) for k in known}
+    arms = [_arm(arm, [known[c.key] for c in arm.cells], suite, test_failures) for arm in matrix.arms]
+    whose = {c["key"]: c for a in arms for c in a["cells"]}
+    failures = [
+        {"task": s.cell.task, "arm": s.cell.arm, "seed": s.cell.seed, "reason": c["reason"] if c["state"] == FAILED else WAITS}
+        for s in states
+        if (c := whose[s.cell.key])["state"] != DONE
     ]
     piece = {
         "seeds": list(suite.seeds),
-        "openings": openings(out),
-        "versions": {n: v for n in ("numpy", "scipy", "torch", "transformers", *(s.distribution for s in sources())) if (v := version_of(n))},
+        "openings": opened,
+        **_made_with([s.folder for s in states if s.state == DONE]),
         "machine": {
             "platform": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
             "processors": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         },
-        "commit": runfolder.git_commit(),
     }
     base = {t: dict(values) for t, values in matrix.base.items()}
     return assembled(suite, arms, [piece], {"failures": failures, "left_out": dict(matrix.left_out), "base": base})
@@ -77,9 +81,31 @@ def assembled(suite: Suite, arms: Sequence[Mapping[str, Any]], pieces: Sequence[
     }
 
 
-def _arm(arm: Arm, states: Sequence[State], suite: Suite) -> dict[str, Any]:
+def _made_with(folders: Sequence[Path]) -> dict[str, Any]:
+    """The commit and versions that runs recorded; where they differ, all of them, with commas."""
+    noted = [n for folder in folders if (n := _noted(folder))]
+    commits = sorted({str(n.get("git") or "unknown") for n in noted})
+    versions: dict[str, set[str]] = {}
+    for name, version in (pair for n in noted for pair in n["packages"].items() if pair[1]):
+        versions.setdefault(name, set()).add(str(version))
+    return {
+        "commit": None if commits in ([], ["unknown"]) else ", ".join(commits),
+        "versions": {name: ", ".join(sorted(found)) for name, found in sorted(versions.items())},
+    }
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What a run says that it was made with; nothing where that cannot be read, since a run that is opened has been checked against it."""
+    try:
+        found = json.loads((folder / runfolder.VERSIONS).read_text(encoding="utf-8"))
+        return {"git": found["git"], "packages": dict(found["packages"])}
+    except UNREADABLE:
+        return {}
+
+
+def _arm(arm: Arm, states: Sequence[State], suite: Suite, test_failures: Mapping[str, str]) -> dict[str, Any]:
     """One row: its cells, and what they reached on average."""
-    cells = [_cell(s, arm.trained) for s in states]
+    cells = [_cell(s, arm.trained, test_failures.get(s.cell.key)) for s in states]
     row = {"name": arm.name, "task": arm.task, "kind": arm.kind, "of": list(arm.of), "trained": arm.trained, "differs": arm.differs}
     return averaged(row, cells, suite.unit)
 
@@ -100,8 +126,12 @@ def averaged(row: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], unit: s
     }
 
 
-def _cell(state: State, trained: bool) -> dict[str, Any]:
-    """What a cell did and reached; empty where it did not begin."""
+def _cell(state: State, trained: bool, untested: str | None) -> dict[str, Any]:
+    """What a cell did and reached; empty where it did not begin. One without a test score has failed, and says why.
+
+    Args:
+        untested: why it may have no test; None where nobody opened one.
+    """
     found: dict[str, Any] = {
         "key": state.cell.key,
         "seed": state.cell.seed,
@@ -123,9 +153,20 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
     }
     if state.state != DONE:
         return found
-    run = history(state.folder)
+    try:
+        return found | _run(state.folder, trained) | _tested(state.folder, untested)
+    except SelfImproveError as e:
+        return found | {"state": FAILED, "reason": str(e)}
+    except UNREADABLE as e:
+        return found | {"state": FAILED, "reason": f"{state.folder} holds what no run writes ({type(e).__name__}: {e}); restore it from a copy"}
+
+
+def _run(folder: Path, trained: bool) -> dict[str, Any]:
+    """What a finished run did."""
+    run = history(folder)
+    found: dict[str, Any] = {"curve": [], "rounds": [], "edits": []}
     found |= {"spent": dict(run.ledger.get("totals", {})), "by_stage": dict(run.ledger.get("by_stage", {}))}
-    totals = journal.spending(state.folder / runfolder.JOURNAL)
+    totals = journal.spending(folder / runfolder.JOURNAL)
     best = -math.inf
     for number, (one, total) in enumerate(zip(run.lineage.rounds, totals[1:], strict=True), 1):
         best = max([best, *(e.score for _, e in one.scores if e.score is not None and e.finite)])
@@ -137,24 +178,35 @@ def _cell(state: State, trained: bool) -> dict[str, Any]:
             found["edits"].append({"which": name, "reward": reward, "text": described(edit)[:EDIT]})
     found["candidates"] = run.lineage.size
     found["lineage"] = [[c.id[:12], [p[:12] for p in c.parents], run.lineage.score(c.id)] for c in islice(run.lineage, MEMBERS)]
-    try:
-        test = sealed.recorded(state.folder)
-    except SelfImproveError:
-        test = None
-    if test is not None:
-        scores = {i: records.decode_evaluation(e) for i, e in test["scores"]}
-        evaluation = scores.get(test["candidate"])
-        if evaluation is not None and evaluation.score is not None:
-            split = _test_split(state.folder)
-            per_item = {f"{split}/{i}": g for i, g in evaluation.per_item.items()}
-            found |= {"score": evaluation.score, "metrics": dict(evaluation.metrics), "per_item": per_item}
-        found |= {
-            "transductive": bool(test.get("transductive")),
-            "test_spent": test["spent"],
-            "chosen": test["chosen"],
-            "lineage_digest": test["lineage"],
-        }
     return found
+
+
+def _tested(folder: Path, untested: str | None) -> dict[str, Any]:
+    """What a finished run reached on the sealed test, if that was opened; or that it failed. Args: untested: as for `_cell`."""
+    test: Any = sealed.recorded(folder)
+    if not (folder / runfolder.TEST).exists():
+        return {} if untested is None else {"state": FAILED, "reason": f"its test: {untested}"}
+    try:
+        scores = {i: records.decode_evaluation(e) for i, e in test["scores"]}
+        evaluation = scores[test["candidate"]]
+        found = {
+            "transductive": bool(test.get("transductive")),
+            "test_spent": _numbers(test["spent"]),
+            "chosen": str(test["chosen"]),
+            "lineage_digest": str(test["lineage"]),
+        }
+        metrics, grades = _numbers(evaluation.metrics), _numbers(evaluation.per_item)
+    except UNREADABLE as e:
+        path = folder / runfolder.TEST
+        raise StorageError(f"{path} holds no result ({type(e).__name__}: {e}); restore it from a copy: the sealed test is measured once") from e
+    if evaluation.score is None:
+        return found | {"state": FAILED, "reason": f"its test: {evaluation.error}"}
+    split = _test_split(folder)
+    return found | {"score": evaluation.score, "metrics": metrics, "per_item": {f"{split}/{i}": g for i, g in grades.items()}}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in values.items()}
 
 
 def _test_split(folder: Path) -> str:

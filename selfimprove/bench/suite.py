@@ -18,6 +18,8 @@ ENTRY_POINTS = "selfimprove.suites"
 """The entry-point group in which a plugin names its package of suites."""
 UNTRAINED = ("greedy", "best_temperature", "majority", "best_of_n")
 """Null arms of a task: the untouched model, decoded in these ways."""
+AT_EQUAL_COST = ("majority", "best_of_n")
+"""Untrained null arms that take as many samples as the budget pays for."""
 NULLS = (*UNTRAINED, "random_reward", "random_edits", "supervised")
 """All null arms. Random reward and random edits are made of every arm, the others of every task."""
 
@@ -88,9 +90,11 @@ def suite_of(words: Sequence[str]) -> Suite:
             raise ConfigError(f"{word!r} is not key=value; write suite=NAME, arms=[a,b], task=NAME, seeds=5, budget.flops=1e15 …")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as e:
+        except (yaml.YAMLError, ValueError) as e:  # a date that is none is a ValueError
             raise ConfigError(f"{word!r}: the value is no YAML ({str(e).splitlines()[0]}); quote it") from e
         if key.startswith("budget."):
+            if "budget" in given:
+                raise ConfigError(f"{word!r} is a second budget; a report has one axis of cost, so give one budget.UNIT=AMOUNT")
             given["budget"] = {key.removeprefix("budget."): value}
         else:
             given[key] = value
@@ -143,7 +147,7 @@ def checked(name: str, values: Mapping[str, Any]) -> Suite:
         seeds=_seeds(name, values.get("seeds", 5)),
         unit=unit,
         budgets=budgets,
-        about=str(values.get("about", "")),
+        about=_text(f"suite {name}: about", values.get("about", "")),
         base=_texts(f"suite {name}: base", values.get("base", [])),
         nulls=nulls,
         effect=_number(f"suite {name}: effect", values.get("effect", Suite.effect)),
@@ -154,17 +158,27 @@ def checked(name: str, values: Mapping[str, Any]) -> Suite:
 
 
 def _read(name: str) -> tuple[str, dict[str, Any]]:
-    found = dict(reversed(list(known())))  # the first of equal names counts
-    path = Path(name) if name.endswith((".yaml", ".yml")) else found.get(name)
-    if path is None:
-        raise ConfigError(f"there is no suite {name!r}{nearest(name, found)} (there are {', '.join(sorted(found))}; suite=FILE.yaml takes any file)")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _named(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except (OSError, ValueError, yaml.YAMLError) as e:
         raise ConfigError(f"suite {path} cannot be read ({str(e).splitlines()[0]}); name a YAML file that describes a suite") from e
     if not isinstance(values, dict):
         raise ConfigError(f"suite {path} holds no mapping; it wants arms, tasks, seeds and a budget")
     return path.stem, values
+
+
+def _named(name: str) -> Path:
+    """The file of the one suite that has this name. Raises: ConfigError."""
+    found: dict[str, list[Path]] = {}
+    for stem, path in known():
+        found.setdefault(stem, []).append(path)
+    if name not in found:
+        raise ConfigError(f"there is no suite {name!r}{nearest(name, found)} (there are {', '.join(sorted(found))}; suite=FILE.yaml takes any file)")
+    files = list({p.resolve(): p for p in found[name]}.values())
+    if len(files) > 1:
+        raise ConfigError(f"there are several suites {name!r}: {' and '.join(map(str, files))}; name the file of the one you mean, suite=FILE.yaml")
+    return files[0]
 
 
 def _entries(suite: str, key: str, values: Mapping[str, Any], group: str) -> dict[str, Any]:
@@ -175,8 +189,8 @@ def _entries(suite: str, key: str, values: Mapping[str, Any], group: str) -> dic
     if not isinstance(found, Mapping) or not found:
         raise ConfigError(f"suite {suite} wants {key}: a list of names, or a mapping of names to overrides; got {found!r}")
     for name in found:
-        if not isinstance(name, str) or not name.strip() or "/" in name:
-            raise ConfigError(f"suite {suite}: {name!r} is no name for one of its {key}; use words without a slash")
+        if not isinstance(name, str) or not name.strip() or "/" in name or not name.isprintable():
+            raise ConfigError(f"suite {suite}: {name!r} is no name for one of its {key}; use words without a slash and control characters")
     return dict(found)
 
 
@@ -211,6 +225,12 @@ def _fields(at: str, value: Any, takes: Sequence[str]) -> dict[str, Any]:
     if strange := [k for k in value if k not in takes]:
         raise ConfigError(f"{at}: there is no {strange[0]!r}{nearest(str(strange[0]), takes)} (it takes {', '.join(takes)})")
     return dict(value)
+
+
+def _text(at: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{at} wants a text; got {value!r}, so put it into quotes")
+    return value
 
 
 def _texts(at: str, value: Any) -> tuple[str, ...]:
@@ -251,7 +271,7 @@ def _budget(at: str, value: Any) -> dict[str, float]:
 def _number(at: str, value: Any) -> float:
     try:
         found = float(value)  # YAML reads 1e15 as a text
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise ConfigError(f"{at} wants a number; got {value!r}") from e
     if isinstance(value, bool) or not 0 <= found < float("inf"):
         raise ConfigError(f"{at} wants a number from 0; got {value!r}")

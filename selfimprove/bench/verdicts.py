@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from selfimprove.bench.suite import AT_EQUAL_COST
+
 DECODED = {
     "greedy": "the untouched model (greedy)",
     "best_temperature": "the untouched model (best temperature)",
@@ -61,8 +63,7 @@ def summaries(result: Mapping[str, Any]) -> Iterator[str]:
     several = len(result["budgets"]) > 1
     for strategy, tasks in dict.fromkeys((c["one"], tuple(c["tasks"])) for c in result["comparisons"]):
         own = [c for c in result["comparisons"] if (c["one"], tuple(c["tasks"])) == (strategy, tasks)]
-        nulls = [c for c in own if c["kind"] not in ("strategy", "supervised")]
-        yield (f"On {_and(tasks)}, " if several else "") + summary(strategy, nulls)
+        yield (f"On {_and(tasks)}, " if several else "") + summary(strategy, [c for c in own if c["null"]])
 
 
 def summary(strategy: str, nulls: list[Mapping[str, Any]]) -> str:
@@ -127,13 +128,16 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
     pieces = result["pieces"]
     for piece in pieces:
         seeds = [f"seed {s}" for s in piece["seeds"]]
-        yield from _opened(piece, f" of {_and(seeds)}" if len(pieces) > 1 else "")
+        of = f" of {_and(seeds)}" if len(pieces) > 1 else ""
+        yield from _opened(piece, of)
+        yield from _mixed(piece, of)
     if len(pieces) > 1:
         if _items_in_common(result):
             yield "PEEKED: pieces have sealed questions in common, so whoever ran a later one could have chosen it by the earlier ones."
         if len({str((p["commit"], p["versions"])) for p in pieces}) > 1:
             yield "The pieces were not made with one commit and the same versions; the end of the report says with which."
         yield f"Made of {len(pieces)} pieces under one suite, each measured on its own; whoever ran a later one could have seen the earlier ones."
+    yield from _shortfalls(result)
     for a in result["arms"]:
         if a.get("transductive"):
             yield f"TRANSDUCTIVE: {short(a['name'])} trained on the sealed questions of {a['task']}, without their answers; others never saw them."
@@ -159,6 +163,25 @@ def _opened(piece: Mapping[str, Any], of: str) -> Iterator[str]:
         yield f"PEEKED: the sealed test{of} was opened {len(openings)} times ({dates}); what was added after the first may have been chosen by it."
     if peeked := [k for o in openings for k in o["peeked"]]:
         yield f"PEEKED: the test of {len(peeked)} cells{of} had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+
+
+def _mixed(piece: Mapping[str, Any], of: str) -> Iterator[str]:
+    """Whether the cells of a piece were run with more than one commit, or version of a package."""
+    several = [f"{name} {found}" for name, found in {"commit": piece["commit"] or "", **piece["versions"]}.items() if ", " in found]
+    if several:
+        yield f"The cells{of} were not all run with one commit and the same versions: {'; '.join(several)}."
+
+
+def _shortfalls(result: Mapping[str, Any]) -> Iterator[str]:
+    """The untouched arms that may sample for the whole budget, and spent clearly less."""
+    for a in result["arms"]:
+        if a["kind"] not in AT_EQUAL_COST or a["spent"] is None:
+            continue
+        share, samples = a["spent"] / result["budgets"][a["task"]], a["metrics"].get("samples")
+        most = a["differs"].get("evaluator.most") or result["base"][a["task"]].get("evaluator.most")
+        if share * (1 + result["tolerance"]) < 1 and samples is not None:
+            limit = ", the most that it may (evaluator.most)" if most is not None and samples >= most else ""
+            yield f"{short(a['name'])} took {samples:.3g} samples of each question of {a['task']}{limit}, for {share:.0%} of the budget."
 
 
 def _items_in_common(result: Mapping[str, Any]) -> bool:

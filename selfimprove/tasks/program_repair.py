@@ -68,6 +68,8 @@ class ProgramRepair:
     """
 
     name = "program_repair"
+    in_words = False
+    """An answer is a test that code has to pass."""
 
     def __init__(self, train: int = 60, validation: int = 30, test: int = 50, seed: int = 0) -> None:
         self.sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from selfimprove.bench.cells import DONE, FAILED, WAITING, How, State, command, run, states
+from selfimprove.bench.cells import DONE, FAILED, RUNNING, WAITING, How, State, command, progress, run, states
 from selfimprove.bench.matrix import Cell
 from selfimprove.bench.opening import openings
 from selfimprove.cli import main
+from selfimprove.session import _locked
 
 CELLS = [Cell("a", "t", s, ("strategy=toy",), f"key{s}") for s in range(3)]
 
@@ -30,6 +37,81 @@ def test_a_cell_that_is_done_stays_done(tmp_path: Path) -> None:
     assert [s.state for s in again] == [DONE, FAILED, FAILED]
     (tmp_path / "cells" / "key0").rmdir()
     assert states(CELLS, tmp_path)[0].state == WAITING, "its run is gone"
+
+
+def test_a_measured_cell_whose_note_is_lost_is_done(tmp_path: Path) -> None:
+    (tmp_path / "cells" / "key0").mkdir(parents=True)
+    (tmp_path / "cells" / "key0" / "test.json").touch()
+    assert [s.state for s in states(CELLS[:2], tmp_path)] == [DONE, WAITING]
+
+
+def test_a_cell_in_whose_folder_a_process_works_is_waited_for(tmp_path: Path) -> None:
+    """As the cell of a benchmark that was killed."""
+    found, seen = states(CELLS[:2], tmp_path), set()
+    found[0].folder.mkdir(parents=True)
+    lock = [_locked(found[0].folder)]
+
+    def tell(them: object) -> None:
+        seen.add((found[0].state, found[0].reason, found[1].state))
+        if found[1].state == DONE and lock:
+            os.close(lock.pop())
+
+    run(found, how=How("true"), tell=tell)
+    assert (WAITING, f"another process works in {found[0].folder}", RUNNING) in seen
+    assert [s.state for s in found] == [DONE, DONE]
+
+
+def test_a_cell_that_fails_because_somebody_was_faster_is_tried_again(tmp_path: Path) -> None:
+    found = states(CELLS[:1], tmp_path)
+    found[0].folder.mkdir(parents=True)
+    lock: list[int] = []
+
+    def tell(them: object) -> None:
+        if found[0].state == RUNNING and not (tmp_path / "free").exists():
+            lock.append(_locked(found[0].folder))
+        elif found[0].state == WAITING and lock:
+            (tmp_path / "free").touch()
+            os.close(lock.pop())
+
+    run(found, how=How(f"sh -c 'sleep 0.05; test -e {tmp_path / 'free'}'"), tell=tell)
+    assert found[0].state == DONE
+
+
+@pytest.mark.parametrize("text", [b"", b"{}\n", b"\xff\n", b"[" * 100_000 + b"\n"], ids=["empty", "foreign", "no text", "deep"])
+def test_a_journal_that_cannot_be_read_shows_no_progress(tmp_path: Path, text: bytes) -> None:
+    [one] = states(CELLS[:1], tmp_path)
+    one.folder.mkdir(parents=True)
+    (one.folder / "journal.jsonl").write_bytes(text)
+    assert progress(one) == (0, {}, None)
+
+
+def test_a_benchmark_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
+    words = [
+        "bench",
+        "suite=smoke",
+        "seeds=1",
+        "nulls=[]",
+        "--out",
+        str(tmp_path),
+        "--launch",
+        f"sh -c 'echo $$ > {tmp_path / 'pid'}; exec sleep 100'",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "selfimprove.cli", *words])
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_benchmark_leaves_signals_as_they_were_and_runs_in_a_thread_too() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["bench", "suite=nope"]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(main, ["bench", "suite=nope"]).result() == 2
 
 
 def test_no_cell_starts_after_the_time(tmp_path: Path) -> None:
@@ -69,6 +151,7 @@ def test_cells_share_tiles_and_a_cell_that_has_begun_is_gone_on_with(tmp_path: P
         (["suite=nope"], "there is no suite"),
         (["suite=smoke", "--jobs", "0"], "--jobs wants"),
         (["suite=smoke", "--launch", "sh -c 'x"], '--launch "sh -c \'x" is no command line'),
+        (["suite=smoke", "--launch", "nosuch -c 4"], "there is no program 'nosuch' here"),
         (["suite=smoke", "--launcher", "joblip"], "no Hydra launcher called 'joblip'"),
         (["suite=smoke", "--launcher", "basic", "--jobs", "2"], "leave out --jobs"),
         (["suite=smoke", "--launcher", "basic cores=2"], "write settings of basic as key=value"),

@@ -55,6 +55,28 @@ def test_equal_null_arms_of_two_strategies_are_run_once() -> None:
     assert named(found, "b").differs["rewarder.probability"] == 1.0
 
 
+def test_two_names_for_one_arm_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the arms a and b have one configuration"):
+        made(arms={"a": ["strategy=toy"], "b": ["strategy=toy"]}, nulls=[])
+
+
+def test_a_strategy_that_is_the_null_arm_of_another_is_both() -> None:
+    chance = ["strategy=toy", "middleware=[shuffled_rewards]"]
+    found = made(arms={"chance": {"overrides": chance, "random_reward": ["rewarder=chance"]}, "a": ["strategy=toy"]}, nulls=["random_reward"])
+    assert [(a.name, a.kind, a.of) for a in found.arms] == [
+        ("chance", "strategy", ("a",)),
+        ("a", "strategy", ()),
+        ("random_reward", "random_reward", ("chance",)),
+    ]
+
+
+def test_a_task_that_no_text_answers_has_no_null_arms_in_words() -> None:
+    repair = ["task=program_repair", "task.train=2", "task.validation=2", "task.test=2"]
+    found = made(tasks={"repair": repair}, arms={"hgm": ["strategy=hgm", "editor=grammar_uniform", "engine=scripted"]})
+    assert [a.name for a in found.arms] == ["hgm", "random_reward"]
+    assert "no text can answer" in found.left_out["repair/greedy, best_temperature, majority, best_of_n, supervised"]
+
+
 def test_null_arms_of_strategies_that_differ_are_named_after_them() -> None:
     found = made(arms={"a": ["strategy=toy"], "b": ["strategy=toy", "editor.edits=3"]}, nulls=["random_reward"])
     assert [a.name for a in found.arms if a.kind == "random_reward"] == ["random_reward (a)", "random_reward (b)"]

@@ -167,7 +167,7 @@ def test_a_report_lies_where_its_reader_expects(tmp_path: Path, monkeypatch: pyt
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 3}', "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 4}', "null"])
 def test_a_file_that_is_no_result_is_a_clear_error(tmp_path: Path, text: str) -> None:
     one, other = put(tmp_path / "one", result([0, 1], RATED)), tmp_path / "other.json"
     other.write_text(text)

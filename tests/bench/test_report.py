@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from selfimprove.bench import charts, trees
 from selfimprove.bench.comparisons import comparisons
 from selfimprove.bench.matrix import matrix
-from selfimprove.bench.opening import open_test, openings
+from selfimprove.bench.opening import open_test, openings, unmeasured
 from selfimprove.bench.report import html, markdown
 from selfimprove.bench.suite import Suite, suite_of
 from selfimprove.bench.verdicts import cautions, sentences
@@ -65,9 +65,9 @@ def piece(**changed: Any) -> dict[str, Any]:
 
 def result(suite: Suite, arms: list[dict[str, Any]], changed: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {
-        "suite": "x", "about": "", "seeds": [0, 1, 2], "unit": suite.unit, "budgets": dict(suite.budgets), "effect": suite.effect, "arms": arms,
-        "comparisons": comparisons(suite, arms), "failures": [], "left_out": {}, "base": {"t": {"seed": 0}}, "pieces": [piece(**(changed or {}))],
-        **more,
+        "suite": "x", "about": "", "seeds": [0, 1, 2], "unit": suite.unit, "budgets": dict(suite.budgets), "effect": suite.effect,
+        "tolerance": suite.tolerance, "arms": arms, "comparisons": comparisons(suite, arms), "failures": [], "left_out": {},
+        "base": {"t": {"seed": 0}}, "pieces": [piece(**(changed or {}))], **more,
     }  # fmt: skip
 
 
@@ -101,11 +101,93 @@ def test_identical_arms_do_not_differ(suite: Suite) -> None:
 
 
 def test_trained_arms_spend_the_same_or_are_invalid(suite: Suite) -> None:
-    [found] = comparisons(suite, [arm("a", GOOD), arm("b", SAME, spent=120.0)])
+    [found] = comparisons(suite, [arm("a", GOOD, spent=85.0), arm("b", SAME, spent=105.0)])
     assert found["verdict"] == "invalid"
     assert "difference" not in found, "what is invalid is not drawn"
     assert "did not spend the same" in found["reason"]
     assert verdicts(suite, arm("a", GOOD), arm("b", SAME, spent=105.0)) == {"b": "better"}
+
+
+def test_an_arm_that_spent_more_than_it_was_given_is_invalid_against_everybody(suite: Suite) -> None:
+    arms = [arm("a", GOOD, 112.0), arm("b", SAME, 109.0), arm("greedy", SAME, 1.0, "greedy")]
+    found = {(c["one"], c["other"]): c for c in comparisons(suite, arms)}
+    assert {pair: c["verdict"] for pair, c in found.items()} == {("a", "b"): "invalid", ("a", "greedy"): "invalid", ("b", "greedy"): "no difference"}
+    reason = "a spent 112 flops on t and was given 100, more than 10% beyond; give a larger budget, or make its rounds smaller"
+    assert found["a", "greedy"]["reason"] == reason
+    assert "every trained arm is given 100 flops" in html(result(suite, arms))
+
+
+def test_nothing_is_an_amount_too(suite: Suite) -> None:
+    assert verdicts(suite, arm("a", GOOD, 0.0), arm("b", SAME)) == {"b": "invalid"}
+    assert verdicts(suite, arm("b", SAME), arm("a", GOOD, 0.0)) == {"a": "invalid"}
+    assert verdicts(suite, arm("a", GOOD, 0.0), arm("b", SAME, 0.0)) == {"b": "better"}
+    assert verdicts(suite, arm("a", GOOD), arm("greedy", SAME, 0.0, "greedy")) == {"greedy": "better"}
+
+
+def test_that_arms_do_not_differ_is_corrected_for_the_number_of_comparisons(suite: Suite) -> None:
+    one, other = arm("a", [0.8] * 5), arm("b", [0.8, 0.825, 0.775, 0.825, 0.775])
+    [alone] = comparisons(suite, [one, other])
+    among = next(c for c in comparisons(suite, [one, other, *(arm(n, WILD) for n in "cde")]) if c["other"] == "b")
+    assert (alone["verdict"], among["verdict"]) == ("no difference", "underpowered")
+    assert (alone["low"], alone["high"]) == (among["low"], among["high"]), "an interval is of its comparison alone"
+    assert "p and the verdicts are corrected for their number" in html(result(suite, [one, other]))
+
+
+def lineages_of(found: dict[str, Any], *digests: str) -> dict[str, Any]:
+    return {**found, "cells": [{**c, "lineage_digest": d} for c, d in zip(found["cells"], digests, strict=False)]}
+
+
+def test_a_random_arm_that_did_what_the_strategy_did_is_not_compared(suite: Suite) -> None:
+    strategy, null = lineages_of(arm("a", GOOD), *"12345"), arm("random_reward", GOOD, kind="random_reward", of=["a"])
+    [found] = comparisons(suite, [strategy, lineages_of(null, *"12345")])
+    assert (found["verdict"], "exchanging the rewards of a round changes nothing here" in found["reason"]) == ("missing", True)
+    assert verdicts(suite, strategy, lineages_of(null, *"12346")) == {"random_reward": "no difference"}
+    assert verdicts(suite, strategy, lineages_of(arm("b", GOOD), *"12345")) == {"b": "no difference"}, "only null arms are meant to be random"
+
+
+def test_a_comparison_names_the_tasks_that_both_arms_were_measured_on(suite: Suite) -> None:
+    two = dataclasses.replace(suite, budgets={"t": 100.0, "u": 100.0})
+    lame = arm("a", GOOD, task="u")
+    for cell in lame["cells"]:
+        cell |= {"per_item": {}, "score": None}
+    arms = [arm("a", GOOD), lame, arm("b", SAME), arm("b", SAME, task="u")]
+    [found] = comparisons(two, arms)
+    assert (found["tasks"], found["verdict"]) == (["t"], "better")
+
+
+def test_a_strategy_that_is_a_null_arm_too_has_to_be_beaten(suite: Suite) -> None:
+    arms = [arm("chance", SAME, of=["a"]), arm("b", GOOD), arm("a", GOOD)]
+    found = comparisons(suite, arms)
+    assert [(c["one"], c["other"], c["null"]) for c in found] == [("b", "chance", False), ("b", "a", False), ("a", "chance", True)]
+    assert "a is better than every null arm: chance." in list(sentences(result(suite, arms)))
+
+
+def test_a_forest_says_which_task(suite: Suite) -> None:
+    two = dataclasses.replace(suite, budgets={"t": 100.0, "u": 200.0})
+    arms = [arm("a", GOOD), arm("b", SAME), arm("a", GOOD, 200.0, task="u"), arm("b", SAME, 200.0, task="u")]
+    page = html(result(two, arms, base={"t": {}, "u": {}}))
+    assert "a − b on t</text>" in page
+    assert "a − b on u</text>" in page
+    assert "a − b</text>" in html(result(suite, arms[:2]))
+
+
+def test_an_untouched_arm_that_could_not_spend_its_budget_is_told(suite: Suite) -> None:
+    null = {**arm("majority", SAME, 30.0, "majority"), "metrics": {"samples": 64.0}, "differs": {"evaluator.most": 64}}
+    told = "untouched, majority (maj@k) took 64 samples of each question of t, the most that it may (evaluator.most), for 30% of the budget."
+    assert told in list(cautions(result(suite, [arm("a", GOOD), null])))
+    assert not [s for s in cautions(result(suite, [arm("a", GOOD), {**null, "spent": 95.0}])) if "samples" in s]
+
+
+def test_cells_of_several_commits_are_told(suite: Suite) -> None:
+    mixed = {"commit": "abc, def", "versions": {"numpy": "1, 2", "torch": "2"}}
+    said = list(cautions(result(suite, [arm("a", GOOD)], mixed)))
+    assert "The cells were not all run with one commit and the same versions: commit abc, def; numpy 1, 2." in said
+    assert not [s for s in cautions(result(suite, [arm("a", GOOD)])) if "one commit" in s]
+
+
+def test_a_bar_in_a_name_is_no_column(suite: Suite) -> None:
+    rows = [line for line in markdown(result(suite, [arm("a|b", GOOD), arm("c", SAME)])).splitlines() if line.startswith("|") and "a" in line]
+    assert {len(re.findall(r"(?<!\\)\|", r)) for r in rows} == {7, 9}
 
 
 def test_a_null_arm_without_training_may_be_cheaper_but_not_dearer(suite: Suite) -> None:
@@ -164,6 +246,26 @@ def test_a_test_that_somebody_measured_before_is_recorded_as_peeked(tmp_path: Pa
     assert (line["cells"], line["peeked"]) == (["k"], ["k"])
     open_test(tmp_path, {"k": "done"})
     assert len(openings(tmp_path)) == 1, "nothing was left to open"
+
+
+def test_a_cell_that_was_run_anew_is_opened_anew_and_what_a_kill_left_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "cells" / "k"
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").write_text('{"round": 1}\n')
+    for _ in range(2):  # there is no run to measure, as after a kill
+        open_test(tmp_path, {"k": "done"})
+    [first] = openings(tmp_path)
+    assert first["lineages"]["k"]
+    (folder / "test.json").write_text(json.dumps({"lineage": first["lineages"]["k"]}))
+    assert unmeasured(tmp_path, {"k": "done"}) == []
+    (folder / "test.json").unlink()
+    (folder / "journal.jsonl").write_text('{"round": 2}\n')
+    open_test(tmp_path, {"k": "done"})
+    (folder / "test.json").write_text(json.dumps({"lineage": "of somebody"}))
+    open_test(tmp_path, {"k": "done"})
+    assert [o["peeked"] for o in openings(tmp_path)] == [[], [], ["k"]]
+    assert unmeasured(tmp_path, {"k": "done"}) == []
+    assert any("PEEKED" in c for c in cautions({"pieces": [piece(openings=openings(tmp_path))], "arms": [], "failures": [], "left_out": {}}))
 
 
 class Strict(HTMLParser):

@@ -64,6 +64,15 @@ def test_a_plugin_brings_suites_without_being_imported(tmp_path: Path, monkeypat
     (tmp_path / "mine_suites" / "brought.yaml").write_text("tasks: [toy]\narms: [toy]\nbudget: {labels: 3}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert suite_of(["suite=brought"]).name == "brought"
+    (tmp_path / "mine_suites" / "smoke.yaml").write_text("tasks: [toy]\narms: [toy]\nbudget: {labels: 3}\n")
+    with pytest.raises(ConfigError, match=r"several suites 'smoke': .*suites/smoke.yaml and .*mine_suites/smoke.yaml; name the file"):
+        suite_of(["suite=smoke"])
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("about: 2020-13-45\n")
+    with pytest.raises(ConfigError, match=r"odd.yaml cannot be read"):
+        suite_of([f"suite={tmp_path / 'odd.yaml'}"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,11 @@ def test_a_plugin_brings_suites_without_being_imported(tmp_path: Path, monkeypat
         (["suite=smoke", "arms={greedy: []}"], "name of a null arm"),
         (["suite=smoke", "arms={a: {tasks: [toyy]}}"], "did you mean toy"),
         (["suite=smoke", "arms={a/b: []}"], "no name"),
+        (["suite=smoke", 'arms={"a\\nb": []}'], "no name"),
+        (["suite=smoke", "about=2020-13-45"], "the value is no YAML"),
+        (["suite=smoke", "about=2020-12-24"], "about wants a text"),
+        (["suite=smoke", "budget.flops=1", "budget.labels=3"], "'budget.labels=3' is a second budget"),
+        (["suite=smoke", "effect=1" + 400 * "0"], "wants a number"),
     ],
 )
 def test_a_mistake_is_answered_with_what_was_wanted(words: list[str], message: str) -> None:
