@@ -19,7 +19,7 @@ from selfimprove.cli import main
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-WORDS = ["bench", "suite=smoke", "seeds=2", "tolerance=0.2"]  # two seeds of the toy end further apart than three
+WORDS = ["bench", "suite=smoke", "seeds=2"]
 
 
 @pytest.fixture(scope="module")
