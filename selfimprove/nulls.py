@@ -109,23 +109,29 @@ class Untouched:
             found = {t: self._grades(run, questions, self._sampled(run, candidate, range(self.samples), t)) for t in tried}
             best = max(tried, key=lambda t: math.fsum(map(math.fsum, found[t])))
             return _evaluation(questions, [math.fsum(r) / len(r) for r in found[best]], {"temperature": best, **self._passed(found[best])})
-        before = dict(run.ledger.totals)
-        first = self._sampled(run, candidate, range(1), None)
-        one = {u: run.ledger.totals[u] - before[u] for u in UNITS}
-        count = self._affordable(before, one) if len(lineage) else self.samples  # validation is not what the budget is for
-        rest = self._sampled(run, candidate, range(1, count), None)
-        sampled = [[*a, *b] for a, b in zip(first, rest, strict=True)]
+        # validation is not what the budget is for
+        sampled = self._afforded(run, candidate) if len(lineage) else self._sampled(run, candidate, range(self.samples), None)
         graded = self._grades(run, questions, sampled)
         pick = self._voted if self.method == "majority" else _likeliest
         grades = [_mean([row[k] for k in pick(run, answers)]) for row, answers in zip(graded, sampled, strict=True)]
-        return _evaluation(questions, grades, {"samples": float(count), **self._passed(graded)})
+        return _evaluation(questions, grades, {"samples": float(len(sampled[0])), **self._passed(graded)})
 
-    def _affordable(self, spent: Mapping[str, float], one: Mapping[str, float]) -> int:
-        """How many samples of every question the rest of the budget pays for, given what one of each costs."""
-        limits = [(amount - spent[unit]) / one[unit] for unit, amount in self.budget.items() if amount is not None and one[unit]]
-        if not limits:
-            return self.samples
-        return max(1, min(self.most, int(min(limits))))
+    def _afforded(self, run: Run, candidate: Candidate) -> list[list[Completion]]:
+        """As many answers to every question as the rest of the budget pays for, one at least.
+
+        What one costs is told by those before it: the answers of one call read their question once, so the first one alone costs more.
+        """
+        sampled: list[list[Completion]] = [[] for i in run.task.evaluation for _ in i.questions]
+        more = 1
+        while more > 0:
+            before, count = dict(run.ledger.totals), len(sampled[0])
+            new = self._sampled(run, candidate, range(count, count + more), None)
+            sampled = [[*a, *b] for a, b in zip(sampled, new, strict=True)]
+            spent = {u: run.ledger.totals[u] - before[u] for u in UNITS}
+            paid = [more * (amount - run.ledger.totals[u]) / spent[u] for u, amount in self.budget.items() if amount is not None and spent[u]]
+            count += more
+            more = min(self.most - count, int(min(paid))) if paid else self.samples - count
+        return sampled
 
     def _sampled(self, run: Run, candidate: Candidate, numbers: range, temperature: float | None) -> list[list[Completion]]:
         """The answers with these numbers, for every question of the evaluation split; None is the editor's temperature."""

@@ -39,6 +39,8 @@ class Asking:
     def __post_init__(self) -> None:
         if "{question}" not in self.template:
             raise ConfigError(f"asking.template needs the field {{question}}; got {self.template!r}")
+        if isinstance(self.stop, str):  # as a sequence it would be its letters
+            raise ConfigError(f"asking.stop wants a list of texts; got the text {self.stop!r}; write stop: [{self.stop!r}]")
         self.request(Part("model", ""), "", 0)  # it refuses what cannot be sampled, before anything runs
 
     @classmethod

@@ -50,10 +50,10 @@ def answering(request: Generate, known: Sequence[Any]) -> str:
     return gold if request.temperature == 0 or (request.temperature > 0.5 and request.seed % 3) else f"wrong {request.seed % 2}"
 
 
-def opened(folder: Path, **arguments: Any) -> Session:
+def opened(folder: Path, engine: ScriptedEngine | None = None, **arguments: Any) -> Session:
     """A finished session that measured the untouched model."""
     roles: dict[str, Any] = {"editor": Unedited(ASKING), "rewarder": Chance(1.0), "updater": None, "evaluator": Untouched(**arguments)}
-    session = toy_session(folder, rounds=1, engine=ScriptedEngine(answering, name="third"), **roles)
+    session = toy_session(folder, rounds=1, engine=engine or ScriptedEngine(answering, name="third"), **roles)
     session.improve()
     return session
 
@@ -95,6 +95,22 @@ def test_the_test_takes_as_many_samples_as_the_rest_of_the_budget_pays_for(tmp_p
     [(_, found)] = session.hook.evaluate(candidates=[session.lineage.root], trials=[], rewards=[], lineage=session.lineage, run=session.run)
     assert 1 < found.metrics["samples"] < 64
     assert session.run.ledger.totals["generated_tokens"] == pytest.approx(100, rel=0.25)
+
+
+class Reading(ScriptedEngine):
+    """Reads each question of a tile once, which costs ten times what an answer does."""
+
+    def generate(self, tile: Sequence[Generate], weights: Any) -> tuple[list[Any], dict[str, float]]:
+        found, charges = super().generate(tile, weights)
+        return found, {**charges, "flops": 1.0 * len(tile) + 10.0 * len({r.prompt for r in tile})}
+
+
+def test_answers_that_share_their_question_are_paid_for_as_such(tmp_path: Path) -> None:
+    session = opened(tmp_path, Reading(answering, name="reading"), method="majority", samples=1, budget={"flops": 600.0})
+    assert session.run.ledger.totals["flops"] < 300
+    [(_, found)] = session.hook.evaluate(candidates=[session.lineage.root], trials=[], rewards=[], lineage=session.lineage, run=session.run)
+    assert 1 < found.metrics["samples"] < 64
+    assert session.run.ledger.totals["flops"] == pytest.approx(600, rel=0.15)
 
 
 def test_supervised_training_learns_the_gold_answers_and_pays_for_the_labels(tmp_path: Path) -> None:

@@ -169,6 +169,11 @@ class Models:
         for i, r in enumerate(requests):
             if not r.samples:
                 raise ConfigError(f"reinforce request {i} has no samples; leave out what there is nothing to learn from")
+            if (live := self.layered(r.policy).live) and (begun := self.lora(live)) and begun.alpha / begun.rank != r.lora.alpha / r.lora.rank:
+                raise ConfigError(
+                    f"reinforce request {i} goes on from an adapter whose alpha / rank is {begun.alpha / begun.rank:g} with one of "
+                    f"{r.lora.alpha / r.lora.rank:g}, at which it would be another policy; keep alpha and rank"
+                )
         return self._run("reinforce", requests, self._reinforce_tile, Reinforced)
 
     def prefer(self, requests: Sequence[Prefer]) -> list[Trained]:
