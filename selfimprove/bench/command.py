@@ -19,6 +19,7 @@ from rich.console import Console
 
 from selfimprove import config as configuration
 from selfimprove.bench import cells, launching
+from selfimprove.bench.drawing import undrawable
 from selfimprove.bench.live import Board
 from selfimprove.bench.matrix import matrix
 from selfimprove.bench.merging import merged
@@ -85,6 +86,8 @@ def bench(
         made = matrix(suite)
     folder = out or Path("runs", "bench", suite.name)
     states = cells.states(made.cells, folder)
+    if any(s.state != cells.DONE for s in states) and (reason := undrawable(made.tasks)):
+        raise ConfigError(f"suite {suite.name}, {reason}")
     board = Board(suite, made, console)
     how = cells.How(launch, trust_env, folder / TILES)
     seconds = None if hours is None else hours * 3600

@@ -51,6 +51,8 @@ class Arm:
     """With the first seed."""
     differs: dict[str, Any] = field(default_factory=dict)
     """Its configuration, as what differs from that of the task's first arm."""
+    tasks: dict[int, Any] = field(default_factory=dict)
+    """How its task is made, by seed."""
 
     @property
     def trained(self) -> bool:
@@ -71,6 +73,15 @@ class Matrix:
         """Every cell once, seed by seed, strategies first: a benchmark that is stopped early has whole seeds."""
         ordered = sorted((c for a in self.arms for c in a.cells), key=lambda c: c.seed)
         return list({c.key: c for c in ordered}.values())
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """How every task is made, equal ones once, by what to call it."""
+        made: dict[str, tuple[str, Any]] = {}
+        for a in self.arms:
+            for seed, node in a.tasks.items():
+                made.setdefault(digest(node), (f"task {a.task}, seed {seed}", node))
+        return dict(made.values())
 
 
 def matrix(suite: Suite) -> Matrix:
@@ -183,6 +194,7 @@ def _arm(suite: Suite, task: TaskEntry, name: str, kind: str, overrides: Sequenc
         words = _overrides(suite, task, overrides, seed, trained=kind not in UNTRAINED)
         composed = _composed(suite, task, name, words, admit=not row.cells)
         row.configuration = row.configuration or composed.recorded
+        row.tasks[seed] = composed.values["task"]
         row.cells.append(Cell(name, task.name, seed, tuple(words), cell_key(composed)))
     return row
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfimprove import config, discovery
+from selfimprove.bench.drawing import undrawable
 from selfimprove.bench.matrix import Arm, Matrix, _written, matrix
 from selfimprove.bench.suite import NULLS, checked, suite_of
+from selfimprove.cli import main
 from selfimprove.errors import ConfigError
 
 TOY = ["task=toy", "engine=toy"]
@@ -156,3 +158,18 @@ def test_suite_small_composes_with_what_is_installed() -> None:
     assert {k for k in pg.differs if not k.startswith("rewarder.")} == set(), "they differ in the reward alone"
     assert any(a.kind == "random_reward" and set(a.of) == {"srt", "policy_gradient"} for a in found.arms), "one null arm for both"
     assert srt.task == "arithmetic"
+
+
+def test_a_split_that_cannot_be_drawn_is_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "task.train=8,task.validation=4,task.test=40"
+    words = ["arms=[srt]", "task=arithmetic", "budget.flops=1e12", "seeds=[3]", "nulls=[greedy]"]
+    words.append(f"base=['task.levels=[{{min_digits:1,max_digits:1}}]',{sizes}]")
+    assert main(["bench", *words, "--out", str(tmp_path / "out")]) == 2
+    assert "suite custom, task arithmetic, seed 3: task.family=products has only 30 different questions for test" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_that_seeds_have_in_common_are_drawn_once() -> None:
+    words = ["arms=[toy]", "task=toy", "budget.flops=1e9", "seeds=3"]
+    assert list(matrix(suite_of(words)).tasks) == ["task toy, seed 0"]
+    assert undrawable(matrix(suite_of(words)).tasks) is None
