@@ -147,7 +147,7 @@ def test_a_family_that_runs_out_of_questions_says_so() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_easy_level_gets_what_a_harder_one_could_do_without(seed: int) -> None:
-    """Thirty products of one-digit factors are of the test split, and the harder level draws one of them now and then."""
+    """Of products of one-digit factors 38 are of the test split, and the harder level draws some of them."""
     made = products(levels=DIGITS[:2], test=60, seed=seed).made("test")
     assert [m.level for m in made] == [0, 1] * 30
     assert len({m.question for m in made}) == 60

@@ -165,7 +165,7 @@ def test_a_split_that_cannot_be_drawn_is_told_before_anything_runs(tmp_path: Pat
     words = ["arms=[srt]", "task=arithmetic", "budget.flops=1e12", "seeds=[3]", "nulls=[greedy]"]
     words.append(f"base=['task.levels=[{{min_digits:1,max_digits:1}}]',{sizes}]")
     assert main(["bench", *words, "--out", str(tmp_path / "out")]) == 2
-    assert "suite custom, task arithmetic, seed 3: task.family=products has only 30 different questions for test" in capsys.readouterr().err
+    assert "suite custom, task arithmetic, seed 3: task.family=products has only 38 different questions for test" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
