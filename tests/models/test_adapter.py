@@ -146,6 +146,10 @@ def test_an_adapter_of_another_kind(tiny: Path, tmp_path: Path) -> None:
     refused(tiny, tmp_path, "")
 
 
+def test_an_adapter_on_copies_of_layers(tiny: Path, tmp_path: Path) -> None:
+    refused(tiny, saved(plain(tiny), tmp_path / "adapter", layer_replication=[[0, 2], [1, 3]]), "layer_replication is set")
+
+
 def test_weights_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:
     adapted = get_peft_model(plain(tiny), LoraConfig(**LORA))
     next(p for n, p in adapted.named_parameters() if "lora_A" in n).data.fill_(torch.nan)
