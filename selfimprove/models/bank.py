@@ -46,12 +46,6 @@ class Bank:
                 bound = 1 / math.sqrt(stack.shape[2])
                 stack[k] = torch.rand(stack.shape[1:], generator=generator).mul_(2 * bound).sub_(bound)
 
-    def load(self, adapters: Sequence[Mapping[str, Tensor]]) -> None:
-        """Put adapters in PEFT's names into the slots, in order."""
-        for name in self.modules:
-            for which, stack in (("A", self.a[name]), ("B", self.b[name])):
-                stack.copy_(torch.stack([w[peft_name(name, which)] for w in adapters]))
-
     def put(self, slot: int, adapter: Mapping[str, Tensor]) -> None:
         """Put one adapter in PEFT's names into a slot. Raises: ConfigError, where it has another shape."""
         for name in self.modules:

@@ -169,11 +169,7 @@ class Models:
         for i, r in enumerate(requests):
             if not r.samples:
                 raise ConfigError(f"reinforce request {i} has no samples; leave out what there is nothing to learn from")
-            if (live := self.layered(r.policy).live) and (begun := self.lora(live)) and begun.alpha / begun.rank != r.lora.alpha / r.lora.rank:
-                raise ConfigError(
-                    f"reinforce request {i} goes on from an adapter whose alpha / rank is {begun.alpha / begun.rank:g} with one of "
-                    f"{r.lora.alpha / r.lora.rank:g}, at which it would be another policy; keep alpha and rank"
-                )
+            self._check_scales(r.lora.alpha / r.lora.rank, self._scale(r.policy))
         return self._run("reinforce", requests, self._reinforce_tile, Reinforced)
 
     def prefer(self, requests: Sequence[Prefer]) -> list[Trained]:
@@ -186,7 +182,7 @@ class Models:
     def interpolate(self, requests: Sequence[Interpolate]) -> list[Interpolated]:
         """One policy per request, in order. Charges nothing."""
         for r in requests:
-            self._check_scales(r)
+            self._check_scales(self._scale(r.policy), self._scale(r.towards))
         return self._run("interpolate", requests, self._interpolate_tile, Interpolated)
 
     def derive(self, wanted: Sequence[Recipe]) -> list[Part]:
@@ -205,16 +201,6 @@ class Models:
         self._tiles.derive(name, encoded)
         self._define(name, [p.digest for p in parts])
         return parts
-
-    def _check_scales(self, request: Interpolate) -> None:
-        """Raises: ConfigError, where the adapters count differently: the average of their weights is between them only at one scale."""
-        live = [x for x in (self.layered(p).live for p in (request.policy, request.towards)) if x]
-        scales = [lora.alpha / lora.rank for x in live if (lora := self.lora(x))]
-        if len(set(scales)) > 1:
-            raise ConfigError(
-                f"the adapters of the two policies have other scales (alpha / rank is {scales[0]:g} and {scales[1]:g}), so the average of their "
-                "weights is not between them; train both with the same alpha and rank"
-            )
 
     def tokens(self, documents: Sequence[Document]) -> list[int]:
         """The tokens that each document is trained on in one epoch, in order. Charges nothing."""
@@ -310,6 +296,20 @@ class Models:
                 return self.lora(live)
         lora: Lora | None = recipe.lora
         return lora
+
+    def _scale(self, policy: Part) -> float | None:
+        """What the live adapter of a policy counts, alpha / rank; None without one."""
+        lora = self.lora(live) if (live := self.layered(policy).live) else None
+        return lora.alpha / lora.rank if lora else None
+
+    @staticmethod
+    def _check_scales(one: float | None, other: float | None) -> None:
+        """Raises: ConfigError, where adapters count differently: weights go from one to the other as they are, and would say something else."""
+        if one is not None and other is not None and one != other:
+            raise ConfigError(
+                f"an adapter has another scale than the one that it goes on from or is averaged with (alpha / rank is {one:g} and {other:g}), so "
+                "its weights would be another policy; train both with the same alpha and rank"
+            )
 
     def recipe(self, policy: Part) -> Recipe | None:
         """What a policy was derived by; None where it was trained, or is the model. Raises: StorageError for a part this run did not make."""

@@ -76,8 +76,16 @@ def reinforce(
         for step in range(max(map(len, plans), default=0)):
             active = [k for k, p in enumerate(plans) if step < len(p)]
             for group in passes([(k, [samples[k][s] for s in plans[k][step]]) for k in active], step_tokens, frozen.shares):
-                weights = lambda rows, *_: weigher(rows, objective)  # noqa: E731
-                sums, _ = backward(frozen, bank, group, step_tokens, logit_rows, weights, objective.temperature, sharpening(objective))
+                sums, _ = backward(
+                    frozen,
+                    bank,
+                    group,
+                    step_tokens,
+                    logit_rows,
+                    loss=lambda rows, *_: weigher(rows, objective),
+                    temperature=objective.temperature,
+                    entropy=sharpening(objective),
+                )
                 for (k, batch), found in zip(group, sums, strict=True):
                     last = step >= len(plans[k]) - len(plans[k]) // lora.epochs
                     told[k, 0] += found[0] / len(plans[k])

@@ -451,7 +451,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> Non
 def test_slots_are_loaded_and_read_back(engines: Engines) -> None:
     one, two = (Bank(engines().frozen.model, settings(), n) for n in (3, 1))
     one.initialise([4, 5, 6])
-    two.load(one.unload()[1:2])
+    two.put(0, one.unload()[1])
     assert all(torch.equal(one.unload()[1][n], w) for n, w in two.unload()[0].items())
     two.initialise([5])
     assert all(torch.equal(one.unload()[1][n], w) for n, w in two.unload()[0].items()), "an initial adapter does not depend on its slot"

@@ -280,7 +280,7 @@ def test_an_adapter_of_another_shape_is_refused(build: Build) -> None:
     samples = tuple(sampled(layer, layer.root, ["w3"], len))
     [first] = layer.reinforce([Reinforce(layer.root, samples, LORA)])
     with pytest.raises(ConfigError, match="another rank or other targets"):
-        layer.reinforce([Reinforce(first.policy, samples, dataclasses.replace(LORA, rank=2))])
+        layer.reinforce([Reinforce(first.policy, samples, dataclasses.replace(LORA, rank=2, alpha=4))])
 
 
 def test_foreign_moments_are_refused(build: Build) -> None:
@@ -306,3 +306,11 @@ def test_no_samples_are_refused(build: Build) -> None:
     layer = build()
     with pytest.raises(ConfigError, match="no samples"):
         layer.reinforce([Reinforce(layer.root, (), LORA)])
+
+
+def test_an_adapter_goes_on_at_its_own_scale_only(build: Build) -> None:
+    layer = build()
+    sample = Sample("w3", "w4 w5", (6, 7), (-1.0, -1.0), (1.0, 1.0), (0.5, 0.5))
+    [begun] = layer.reinforce([Reinforce(layer.root, (sample,), LORA, Objective())])
+    with pytest.raises(ConfigError, match="train both with the same alpha and rank"):
+        layer.reinforce([Reinforce(begun.policy, (sample,), dataclasses.replace(LORA, alpha=3 * LORA.alpha), Objective())])
