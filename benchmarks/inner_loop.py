@@ -80,7 +80,7 @@ class Sizes:
 
 
 FULL = Sizes(peers=6)
-QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 4, repetitions=3, seconds={"train": 70.0, "generate": 100.0, "score": 140.0, "round": 140.0})
+QUICK = Sizes(16, 2, 3, 3, 1, (4, 16), 2, 1, 4, repetitions=3, seconds={"train": 45.0, "generate": 100.0, "score": 140.0, "round": 140.0})
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ def test_weights_that_a_borrower_changed_are_told_and_not_computed_with(build: B
         model.model.layers[0].input_layernorm.weight.mul_(2)
     with torch.no_grad():  # other tests share the engine
         layer.engine.frozen.model.model.layers[0].input_layernorm.weight.div_(2)
-    assert layer.score([Score(layer.root, "w1", "w2 w3 w4")])[0].logprob < before
+    again = build("again")
+    assert again.score([Score(again.root, "w1", "w2 w3")])[0].logprob == pytest.approx(before)
 
 
 def bits(engine: TorchEngine) -> dict[str, torch.Tensor]:
