@@ -137,6 +137,6 @@ def test_what_does_not_fit_is_refused(build: Build) -> None:
     given = samples(layer, layer.root, PLAIN)
     [first] = layer.reinforce([Reinforce(layer.root, given, TRL)])
     with pytest.raises(ConfigError, match="another rank or other targets"):
-        layer.reinforce([Reinforce(first.policy, given, dataclasses.replace(TRL, rank=2))])
+        layer.reinforce([Reinforce(first.policy, given, dataclasses.replace(TRL, rank=2, alpha=TRL.alpha * 2 / TRL.rank))])
     with pytest.raises(ConfigError, match="no entropy term"):
         Reinforce(layer.root, given, TRL, Objective(entropy=0.1))

@@ -117,7 +117,7 @@ def test_sizes_that_make_no_sense(make_inner: Make, changes: dict[str, int]) -> 
 
 @pytest.mark.parametrize("changes", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_what_cannot_be_sampled_is_refused_before_anything_runs(make_inner: Make, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1"):
+    with pytest.raises(ConfigError, match=r"max_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1"):
         SelfEdits(inner=make_inner(), **changes)
 
 
