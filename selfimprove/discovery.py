@@ -213,11 +213,19 @@ def find_spec(name: str) -> ModuleSpec | None:
         path = None if spec is None else spec.submodule_search_locations
         if i and path is None:
             return None
-        whole = ".".join(parts[: i + 1])
-        found = (f.find_spec(whole, path) for f in sys.meta_path if hasattr(f, "find_spec"))
-        spec = next((s for s in found if s is not None), None)
-        if spec is None:
+        try:
+            spec = _spec(".".join(parts[: i + 1]), None if path is None else tuple(path), tuple(sys.path))
+        except ModuleNotFoundError:
             return None
+    return spec
+
+
+@cache  # modules import the same ones; an exception is not kept, so what is not there yet is found when it is
+def _spec(name: str, within: tuple[str, ...] | None, path: tuple[str, ...]) -> ModuleSpec:
+    found = (f.find_spec(name, within) for f in sys.meta_path if hasattr(f, "find_spec"))
+    spec = next((s for s in found if s is not None), None)
+    if spec is None:
+        raise ModuleNotFoundError(name)
     return spec
 
 

@@ -65,16 +65,27 @@ def composed(strategy: str, row: Sequence[Option]) -> None:
     config.check(chosen)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_composes_with_every_option_of_every_group(strategy: str) -> None:
+def rows() -> list[list[Option]]:
     """One option of every group at a time, in as many rows as the largest group has options."""
-    groups = [[(o,) for o in OPTIONS if o.group == g] for g in config.GROUPS if g not in ("strategy", "task", "engine")]
+    groups = [[[o] for o in OPTIONS if o.group == g] for g in config.GROUPS if g not in ("strategy", "task", "engine")]
     real = [e for e in ENGINES if e.name != "toy"]
-    pairs = [(t, real[i % len(real)]) for i, t in enumerate(TASKS)] + [(t, e) for t in TASKS for e in ENGINES if t.name == e.name == "toy"]
+    pairs = [[t, real[i % len(real)]] for i, t in enumerate(TASKS)] + [[t, e] for t in TASKS for e in ENGINES if t.name == e.name == "toy"]
     columns = [c for c in [*groups, pairs] if c]
     assert {o for c in columns for row in c for o in row} == {o for o in OPTIONS if o.group != "strategy"}
-    for i in range(max(map(len, columns))):
-        composed(strategy, [option for column in columns for option in column[i % len(column)]])
+    return [[option for column in columns for option in column[i % len(column)]] for i in range(max(map(len, columns)))]
+
+
+def test_every_strategy_and_every_option_composes() -> None:
+    found = rows()
+    for i in range(max(len(STRATEGIES), len(found))):
+        composed(STRATEGIES[i % len(STRATEGIES)], found[i % len(found)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_composes_with_every_option_of_every_group(strategy: str) -> None:
+    for row in rows():
+        composed(strategy, row)
 
 
 def test_every_task_composes_with_every_engine() -> None:

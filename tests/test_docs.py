@@ -47,6 +47,7 @@ def test_every_make_command_has_a_target(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     ours = [c.split() for c in commands(TOP / "README.md") if c.startswith("selfimprove ")]

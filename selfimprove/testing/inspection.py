@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from selfimprove import hooks
@@ -34,6 +35,11 @@ def unknown_arguments(cls: type[Any]) -> list[str]:
 
 def heavy_imports(modules: Sequence[str]) -> list[str]:
     """The slow libraries that importing these modules brings, and importing the core's public modules does not; in a process of its own."""
+    return list(_heavy_imports(tuple(modules), tuple(sys.path)))
+
+
+@cache  # the plugins of a module ask the same, and a process that imports takes seconds
+def _heavy_imports(modules: tuple[str, ...], path: tuple[str, ...]) -> list[str]:
     program = (
         "import importlib, json, sys\n"
         "import selfimprove, selfimprove.hooks, selfimprove.models, selfimprove.graders, selfimprove.policy_gradient, selfimprove.rollouts\n"
@@ -43,7 +49,7 @@ def heavy_imports(modules: Sequence[str]) -> list[str]:
         "print(json.dumps([h for h in heavy if h in sys.modules and h not in before]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps([list(modules), HEAVY])], capture_output=True, text=True, env=_environment(), check=False
+        [sys.executable, "-c", program, json.dumps([modules, HEAVY])], capture_output=True, text=True, env=_environment(), check=False
     )
     if done.returncode:
         raise AssertionError(f"{', '.join(modules)} cannot be imported: {done.stderr.strip().splitlines()[-1]}")
