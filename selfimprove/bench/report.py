@@ -167,21 +167,15 @@ def _passes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(found, key=lambda m: int(m.removeprefix("pass_at_")))
 
 
-def _forest(result: Mapping[str, Any]) -> str:
-    rows = [c for c in result["comparisons"] if "difference" in c]
-    several = len(result["budgets"]) > 1
-    return charts.intervals(
-        [
-            (
-                f"{short(c['one'])} − {short(c['other'])}" + (f" on {', '.join(c['tasks'])}" if several else ""),
-                c["difference"],
-                c["low"],
-                c["high"],
-                c["verdict"] if c["verdict"] in ("better", "worse") else "",
-            )
-            for c in rows
-        ]
-    )
+def _forest(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(tasks, chart) of the differences that were measured."""
+    rows: dict[str, list[tuple[str, float, float, float, str]]] = {}
+    for c in result["comparisons"]:
+        if "difference" in c:
+            told = c["verdict"] if c["verdict"] in ("better", "worse") else ""
+            found = (f"{short(c['one'])} − {short(c['other'])}", c["difference"], c["low"], c["high"], told)
+            rows.setdefault(", ".join(c["tasks"]), []).append(found)
+    return [(tasks, charts.intervals(found)) for tasks, found in rows.items()]
 
 
 def _curves(result: Mapping[str, Any], task: str, unit: str) -> str:

@@ -126,16 +126,11 @@ def sentence(c: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 def cautions(result: Mapping[str, Any]) -> Iterator[str]:
     """What a reader has to know before believing the rest."""
     pieces = result["pieces"]
-    for piece in pieces:
-        seeds = [f"seed {s}" for s in piece["seeds"]]
-        of = f" of {_and(seeds)}" if len(pieces) > 1 else ""
-        yield from _opened(piece, of)
-        yield from _mixed(piece, of)
+    yield from _opened(pieces)
+    if len(pieces) > 1 and _items_in_common(result):
+        yield "PEEKED: pieces have sealed questions in common, so whoever ran a later one could have chosen it by the earlier ones."
+    yield from _mixed(pieces)
     if len(pieces) > 1:
-        if _items_in_common(result):
-            yield "PEEKED: pieces have sealed questions in common, so whoever ran a later one could have chosen it by the earlier ones."
-        if len({str((p["commit"], p["versions"])) for p in pieces}) > 1:
-            yield "The pieces were not made with one commit and the same versions; the end of the report says with which."
         yield f"Made of {len(pieces)} pieces under one suite, each measured on its own; whoever ran a later one could have seen the earlier ones."
     yield from _shortfalls(result)
     for a in result["arms"]:
@@ -151,25 +146,43 @@ def cautions(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"Left out: {what}, because {why}."
 
 
-def _opened(piece: Mapping[str, Any], of: str) -> Iterator[str]:
-    """When the sealed test of a piece was opened."""
-    openings = piece["openings"]
-    if not openings:
-        yield f"The sealed test{of} was not opened: there are no results yet."
-    elif len(openings) == 1:
-        yield f"The sealed test{of} was opened once, on {openings[0]['at']}, for all {len(openings[0]['cells'])} cells together."
-    else:
-        dates = ", ".join(o["at"] for o in openings)
-        yield f"PEEKED: the sealed test{of} was opened {len(openings)} times ({dates}); what was added after the first may have been chosen by it."
-    if peeked := [k for o in openings for k in o["peeked"]]:
-        yield f"PEEKED: the test of {len(peeked)} cells{of} had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+def _opened(pieces: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """When the sealed test of every piece was opened."""
+    once = []
+    for piece in pieces:
+        openings, of = piece["openings"], f" of {_seeds([piece])}" if len(pieces) > 1 else ""
+        if not openings:
+            yield f"The sealed test{of} was not opened: there are no results yet."
+        elif len(openings) > 1:
+            dates = ", ".join(o["at"] for o in openings)
+            yield f"PEEKED: the sealed test{of} was opened {len(openings)} times ({dates}); what came after the first may have been chosen by it."
+        else:
+            once.append(piece)
+        if peeked := [k for o in openings for k in o["peeked"]]:
+            yield f"PEEKED: the test of {len(peeked)} cells{of} had been measured by somebody before the benchmark opened it ({', '.join(peeked)})."
+    if len(pieces) == len(once) == 1:
+        [opening] = once[0]["openings"]
+        yield f"The sealed test was opened once, on {opening['at']}, for all {len(opening['cells'])} cells together."
+    elif once:
+        dates = "; ".join(f"{_seeds([piece])} on {piece['openings'][0]['at']}" for piece in once)
+        yield f"The sealed test was opened once for all cells of a piece together: {dates}."
 
 
-def _mixed(piece: Mapping[str, Any], of: str) -> Iterator[str]:
-    """Whether the cells of a piece were run with more than one commit, or version of a package."""
-    several = [f"{name} {found}" for name, found in {"commit": piece["commit"] or "", **piece["versions"]}.items() if ", " in found]
-    if several:
-        yield f"The cells{of} were not all run with one commit and the same versions: {'; '.join(several)}."
+def _mixed(pieces: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether cells were run with more than one commit, or version of a package."""
+    found = [{"commit": p["commit"] or "", **p["versions"]} for p in pieces]
+    mixed = [p for p, told in zip(pieces, found, strict=True) if any(", " in v for v in told.values())]
+    if len(pieces) == 1 and mixed:
+        several = [f"{name} {v}" for name, v in found[0].items() if ", " in v]
+        yield f"The cells were not all run with one commit and the same versions: {'; '.join(several)}."
+    elif mixed:
+        yield f"The cells of {_seeds(mixed)} were not all run with one commit and the same versions; the end of the report says with which."
+    elif len({str(told) for told in found}) > 1:
+        yield "The pieces were not made with one commit and the same versions; the end of the report says with which."
+
+
+def _seeds(pieces: Sequence[Mapping[str, Any]]) -> str:
+    return _and([f"seed {s}" for piece in pieces for s in piece["seeds"]])
 
 
 def _shortfalls(result: Mapping[str, Any]) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_the_report_says_when_each_piece_was_opened(tmp_path: Path, capsys: pyte
     assert main(["bench", "--merge", *map(str, pieces), "--out", str(tmp_path / "all")]) == 0
     assert "a is better than every null arm" in capsys.readouterr().out
     found = json.loads((tmp_path / "all" / "result.json").read_text())
-    assert "The sealed test of seed 0 and seed 1 was opened once" in markdown(found)
+    assert "opened once for all cells of a piece together: seed 0 and seed 1 on" in markdown(found)
     assert "Made of 2 pieces under one suite" in html(found)
     assert "PEEKED" not in markdown(found)
 
