@@ -183,6 +183,11 @@ def test_cells_of_several_commits_are_told(suite: Suite) -> None:
     said = list(cautions(result(suite, [arm("a", GOOD)], mixed)))
     assert "The cells were not all run with one commit and the same versions: commit abc, def; numpy 1, 2." in said
     assert not [s for s in cautions(result(suite, [arm("a", GOOD)])) if "one commit" in s]
+    whole = result(suite, [arm("a", GOOD)], mixed)
+    [piece] = whole["pieces"]
+    pieces = [{**piece, "seeds": [0]}, {**piece, "seeds": [1]}, {**piece, "seeds": [2, 3, 4], "commit": "abc", "versions": {}}]
+    said = [s for s in cautions({**whole, "pieces": pieces}) if "one commit" in s]
+    assert said == ["The cells of seed 0 and seed 1 were not all run with one commit and the same versions; the end of the report says with which."]
 
 
 def test_a_bar_in_a_name_is_no_column(suite: Suite) -> None:
