@@ -121,9 +121,9 @@ def _peak(device: Any) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def table(rows: dict[str, list[dict[str, float]]], how: str) -> str:
+def table(rows: dict[str, list[dict[str, float]]], how: str, file: str) -> str:
     """The points as Markdown, an axis after the other."""
-    found = [f"# How cost grows\n\nMade by `{how}`; the numbers and the machine are in `growth.json`.\n"]
+    found = [f"# How cost grows\n\nMade by `{how}`; the numbers and the machine are in `{file}`.\n"]
     for axis, points in rows.items():
         base = AXES[axis][2]
         fixed = ", ".join(f"{n} {getattr(base, n)}" for n in ("adapters", "length", "rank") if n != axis)
@@ -185,26 +185,26 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(Point(**json.loads(options.one)), options.model, options.device, options.threads)))
         return
-    load, rows = warn_if_busy(), {}
-    shared = ["--model", options.model, "--device", options.device, "--threads", str(options.threads)]
-    for axis, (_, values, base) in AXES.items():
-        some = _three(values) if options.quick else values
-        rows[axis] = [_apart(dataclasses.replace(base, **{axis: v}), shared, options.repetitions) for v in some]
-    how = f"python benchmarks/growth.py{' --quick' if options.quick else ''}"
     import torch
 
     device = torch.device(options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    made = {
-        "how": how,
-        "points": rows,
+    load, rows = warn_if_busy(), {}
+    how = " ".join(["python benchmarks/growth.py", *sys.argv[1:]])
+    shared = ["--model", options.model, "--device", options.device, "--threads", str(options.threads)]
+    about = {
         "processes_a_point": options.repetitions,
         "machine": {**describe(device), "threads": options.threads, "load_average_at_the_start": load},
         "versions": versions(),
         "commit": commit(),
     }
-    write(options.out, made)
-    options.out.with_suffix(".md").write_text(table(rows, how))
-    plot(rows, options.out.with_suffix(".svg"))
+    for axis, (_, values, base) in AXES.items():
+        rows[axis] = []
+        for value in _three(values) if options.quick else values:
+            rows[axis].append(point := _apart(dataclasses.replace(base, **{axis: value}), shared, options.repetitions))
+            print(f"{axis} {value}: {point['train_tokens_per_second']:,.0f} trained tokens/s", flush=True)
+        write(options.out, {"how": how, "points": rows, **about})  # after every axis, so that a later one's failure costs nothing of it
+        options.out.with_suffix(".md").write_text(table(rows, how, options.out.name))
+        plot(rows, options.out.with_suffix(".svg"))
 
 
 def _three(values: Sequence[int]) -> Sequence[int]:

@@ -145,7 +145,7 @@ def test_growth_draws_what_it_measured(inner_loop: ModuleType, tiny: str, tmp_pa
     rows = {axis: [{**p, axis: v} for p, v in zip(points, (1, 3), strict=True)] for axis in growth.AXES}
     growth.plot(rows, tmp_path / "growth.svg")
     assert "adapters that train together" in (tmp_path / "growth.svg").read_text()
-    assert growth.table(rows, "a test").count("| 3 |") == len(rows)
+    assert growth.table(rows, "a test", "growth.json").count("| 3 |") == len(rows)
 
 
 @pytest.mark.parametrize("part", ["attention", "optimizer", "loss", "weights"])
