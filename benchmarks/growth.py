@@ -2,6 +2,7 @@
 
     python benchmarks/growth.py
     python benchmarks/growth.py --quick          # three points of each
+    python benchmarks/growth.py --only rank      # one axis, beside those that the result already has
 
 Every point is a process of its own, which trains K adapters for a few steps of one document each, then generates and scores under all of them.
 Writes benchmarks/results/growth.json, a table (growth.md) and a plot (growth.svg).
@@ -175,6 +176,7 @@ def plot(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three points of each axis")
+    parser.add_argument("--only", nargs="+", choices=AXES, default=list(AXES), help="some of the axes; what the result has of the others stays")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -188,22 +190,25 @@ def main() -> None:
     import torch
 
     device = torch.device(options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    load, rows = warn_if_busy(), {}
-    how = " ".join(["python benchmarks/growth.py", *sys.argv[1:]])
+    load = warn_if_busy()
+    kept = json.loads(options.out.read_text()) if options.only != list(AXES) and options.out.exists() else {"points": {}, "runs": {}}
     shared = ["--model", options.model, "--device", options.device, "--threads", str(options.threads)]
     about = {
+        "how": " ".join(["python benchmarks/growth.py", *sys.argv[1:]]),
         "processes_a_point": options.repetitions,
         "machine": {**describe(device), "threads": options.threads, "load_average_at_the_start": load},
         "versions": versions(),
         "commit": commit(),
     }
-    for axis, (_, values, base) in AXES.items():
-        rows[axis] = []
-        for value in _three(values) if options.quick else values:
-            rows[axis].append(point := _apart(dataclasses.replace(base, **{axis: value}), shared, options.repetitions))
-            print(f"{axis} {value}: {point['train_tokens_per_second']:,.0f} trained tokens/s", flush=True)
-        write(options.out, {"how": how, "points": rows, **about})  # after every axis, so that a later one's failure costs nothing of it
-        options.out.with_suffix(".md").write_text(table(rows, how, options.out.name))
+    for axis in options.only:
+        _, values, base = AXES[axis]
+        some = _three(values) if options.quick else values
+        kept["points"][axis] = [_apart(dataclasses.replace(base, **{axis: v}), shared, options.repetitions) for v in some]
+        kept["runs"][axis] = about
+        rows = {a: kept["points"][a] for a in AXES if a in kept["points"]}
+        write(options.out, {"points": rows, "runs": kept["runs"]})  # after every axis, so that a later one's failure costs nothing of it
+        hows = dict.fromkeys(kept["runs"][a]["how"] for a in rows)
+        options.out.with_suffix(".md").write_text(table(rows, "`, `".join(hows), options.out.name))
         plot(rows, options.out.with_suffix(".svg"))
 
 
