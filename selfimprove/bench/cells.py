@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -110,7 +113,8 @@ def run(
                 waiting.clear()
             while len(running) < jobs and (one := _free(waiting)):
                 waiting.remove(one)
-                running.append(_started(one, how))
+                with uninterrupted():  # or a process that has begun would be nobody's
+                    running.append(_started(one, how))
             tell(cells)
             time.sleep(POLL)
             for entry in [e for e in running if e[1].poll() is not None]:
@@ -125,6 +129,23 @@ def run(
             process.terminate()
             process.wait()
             log.close()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While inside, SIGTERM and an interrupt wait until the end."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there a signal is answered
+        yield
+        return
+    before = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def held(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selfimprove.bench.cells import DONE, FAILED, POLL, RUNNING, WAITING, How, State, read
+from selfimprove.bench.cells import DONE, FAILED, POLL, RUNNING, WAITING, How, State, read, uninterrupted
 from selfimprove.bench.launched import ORDERS
 from selfimprove.storage import write_json
 
@@ -43,15 +43,19 @@ def run(
     tiles = None if how.tiles is None else str(how.tiles.absolute())
     write_json(out / ORDERS, {"cells": cells, "until": until, "trust_env": how.trust_env, "tiles": tiles})
     with open(out / LOG, "ab") as log:
-        process = subprocess.Popen(command(out, list(cells), chosen), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = None
         try:
+            with uninterrupted():
+                process = subprocess.Popen(
+                    command(out, list(cells), chosen), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
             while process.poll() is None:
                 tell(states)
                 time.sleep(POLL)
                 for one in open_:
                     read(one)
         finally:
-            if process.poll() is None:
+            if process is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)  # a queue's jobs are not of the group, and go on
                 process.wait()
     for one in open_:

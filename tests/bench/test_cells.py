@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,25 @@ def test_a_benchmark_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
     assert process.wait() == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_ended_while_it_starts_a_cell_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start, before = subprocess.Popen, signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+    def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*args, **options))
+        signal.raise_signal(number)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            run(states(CELLS[:1], tmp_path), how=How("sh -c 'exec sleep 100'"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [p.poll() for p in started] == [-signal.SIGTERM]
 
 
 def test_a_benchmark_leaves_signals_as_they_were_and_runs_in_a_thread_too() -> None:
