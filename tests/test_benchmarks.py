@@ -148,6 +148,21 @@ def test_growth_draws_what_it_measured(inner_loop: ModuleType, tiny: str, tmp_pa
     assert growth.table(rows, "a test", "growth.json").count("| 3 |") == len(rows)
 
 
+@pytest.mark.slow
+def test_an_axis_of_growth_alone_stands_beside_the_others(inner_loop: ModuleType, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = importlib.import_module("growth")
+    point = growth.Point(adapters=1, length=16, rank=2, steps=1)
+    monkeypatch.setattr(growth, "AXES", {axis: (axis, (value,), point) for axis, value in (("adapters", 1), ("rank", 4))})
+    words = ["growth.py", "--model", tiny, "--device", "cpu", "--threads", "1", "--repetitions", "1", "--out", str(tmp_path / "g.json")]
+    for more in ([], ["--only", "rank"]):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        growth.main()
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert {axis: points[0][axis] for axis, points in found["points"].items()} == {"adapters": 1, "rank": 4}
+    assert ["--only" in found["runs"][axis]["how"] for axis in ("adapters", "rank")] == [False, True]
+    assert "--only rank" in (tmp_path / "g.md").read_text()
+
+
 @pytest.mark.parametrize("part", ["attention", "optimizer", "loss", "weights"])
 def test_every_alternative_does_the_same_work(inner_loop: ModuleType, tiny: str, part: str) -> None:
     alternatives = importlib.import_module("alternatives")
